@@ -1,0 +1,153 @@
+"""How every artifact is written and read: atomically, with its schema checked, and resumable.
+
+The schemas stand in the rooms (`pipeline/<room>/schemas.py`) beside the parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary name in the same folder, moved onto `path` only if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fingerprint(settings: Any, *inputs: Path | str) -> str:
+    """16 hex digits that change with the settings or with any input file's name, size or time."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for top in map(Path, inputs):
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file():
+                status = path.stat()
+                digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def resumable_folder(out: Path | str, print_of_inputs: str) -> Iterator[Path]:
+    """Yields a work folder that becomes `out` when the block succeeds.
+
+    The work folder survives an interruption, and the next call with the same fingerprint finds what
+    was finished in it. DVC deletes `out` before a stage runs; it does not know of the work folder.
+    Files inside must themselves be written with `replacing` or `write_table`.
+    """
+    out = Path(out)
+    store = out.parent / ".partial"
+    work = store / f"{out.name}-{print_of_inputs}"
+    work.mkdir(parents=True, exist_ok=True)
+    yield work
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(work, out)
+    for stale in store.glob(f"{out.name}-" + "?" * len(print_of_inputs)):
+        shutil.rmtree(stale)
+
+
+def write_table(table: pa.Table, path: Path | str, schema: pa.Schema, row_group_size: int | None = None) -> None:
+    """Writes one Parquet file atomically, cast to `schema` (names, order and types)."""
+    table = table.select(schema.names).cast(schema)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, row_group_size=row_group_size, compression="zstd")
+
+
+def open_table(path: Path | str, schema: pa.Schema) -> pq.ParquetFile:
+    """Opens a Parquet file and checks its columns.
+
+    Raises InputError naming the file and what is wrong with it (missing, truncated, other columns).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: missing; `dvc repro` (or the stage that writes it) makes it")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a complete Parquet file ({reason}); delete it and run `dvc repro` again") from None
+    found = file.schema_arrow
+    for field in schema:
+        if field.name not in found.names:
+            raise InputError(f"{path}: has no column '{field.name}' (it has {', '.join(found.names)}); it was written by another version: delete it and run `dvc repro`")
+        if found.field(field.name).type != field.type:
+            raise InputError(f"{path}: column '{field.name}' is {found.field(field.name).type}, expected {field.type}; it was written by another version: delete it and run `dvc repro`")
+    return file
+
+
+def read_table(path: Path | str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Reads one Parquet file after `open_table`'s checks."""
+    file = open_table(path, schema)
+    try:
+        return file.read(columns=columns or schema.names)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
+
+
+def shard_paths(folder: Path | str, suffix: str = ".parquet") -> list[Path]:
+    """The numbered shards of a folder in order; none at all is an InputError."""
+    paths = sorted(p for p in Path(folder).glob(f"*{suffix}") if p.stem.isdigit())
+    if not paths:
+        raise InputError(f"{folder}: holds no {suffix} shards; `dvc repro` (or the stage that writes them) makes them")
+    return paths
+
+
+def read_shards(folder: Path | str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    return pa.concat_tables([read_table(p, schema, columns) for p in shard_paths(folder)])
+
+
+def vector_type(dim: int) -> pa.DataType:
+    """float16 vectors of one length."""
+    return pa.list_(pa.float16(), dim)
+
+
+def vector_dim(path: Path | str, column: str) -> int:
+    """Length of the vectors in a column of a Parquet file, after `open_table`'s checks."""
+    found = open_table(path, pa.schema([])).schema_arrow
+    if column not in found.names or not pa.types.is_fixed_size_list(found.field(column).type):
+        raise InputError(f"{path}: has no column '{column}' of vectors; it was written by another version: delete it and run `dvc repro`")
+    return found.field(column).type.list_size
+
+
+def to_vectors(values: np.ndarray) -> pa.Array:
+    """(n, d) float array → Arrow column of float16 vectors."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def from_vectors(column: pa.ChunkedArray) -> np.ndarray:
+    """Arrow column of float16 vectors → (n, d) float32 array."""
+    chunks = [np.asarray(c.flatten()).reshape(-1, c.type.list_size) for c in column.chunks if len(c)]
+    return np.concatenate(chunks).astype(np.float32) if chunks else np.zeros((0, column.type.list_size), np.float32)
+
+
+def write_json(values: Any, path: Path | str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; `dvc repro` makes it") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); delete it and run `dvc repro` again") from None

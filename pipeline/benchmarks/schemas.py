@@ -1,0 +1,24 @@
+"""Schemas of a benchmark's artifacts and of scores."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from pipeline.artifacts import vector_type
+
+# One row per picture. label counts over all classes; half: base or new.
+SAMPLES = pa.schema([
+    ("index", pa.int32()), ("split", pa.string()), ("domain", pa.string()), ("label", pa.int32()), ("name", pa.string()), ("half", pa.string()), ("file", pa.string()),
+])
+
+# One row per test picture that is judged: label and predicted count within the half's own head.
+SCORES = pa.schema([("seed", pa.int32()), ("half", pa.string()), ("index", pa.int32()), ("label", pa.int32()), ("predicted", pa.int32())])
+
+
+def test_schema(dim: int) -> pa.Schema:
+    return pa.schema([("index", pa.int32()), ("image", vector_type(dim))])
+
+
+def views_schema(dim: int) -> pa.Schema:
+    """The augmented training views: one row per seed, epoch and drawn picture."""
+    return pa.schema([("seed", pa.int32()), ("epoch", pa.int32()), ("index", pa.int32()), ("image", vector_type(dim))])

@@ -1,0 +1,1 @@
+"""open_clip backbones: loading, tokenising, feature extraction, and where soft tokens enter a tower."""

@@ -1,0 +1,20 @@
+"""Schemas of the clustering's artifacts."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from pipeline.artifacts import vector_type
+
+# topic −1: outlier. strength: HDBSCAN's membership, 0 for outliers. x, y: the map's coordinates.
+TOPICS = pa.schema([("key", pa.string()), ("topic", pa.int32()), ("strength", pa.float32()), ("x", pa.float32()), ("y", pa.float32())])
+
+# words[0] scored highest; the name is the first word that no stronger topic uses.
+LABELS = pa.schema([("topic", pa.int32()), ("name", pa.string()), ("size", pa.int32()), ("words", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
+
+# Domains are numbered within their topic by falling size.
+DOMAINS = pa.schema([("key", pa.string()), ("topic", pa.int32()), ("domain", pa.int32())])
+
+
+def sentences_schema(dim: int) -> pa.Schema:
+    return pa.schema([("key", pa.string()), ("embedding", vector_type(dim))])

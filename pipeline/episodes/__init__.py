@@ -1,0 +1,1 @@
+"""Meta-training tasks from topics and domains (paper §3.3), in Parquet shards that stream."""

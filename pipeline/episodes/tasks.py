@@ -1,0 +1,88 @@
+"""Samples K-way classification tasks with a domain shift between support and query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """Row numbers of a task's pictures, by class.
+
+    Attributes:
+        topics: (ways,) the topics that are its classes.
+        support: (ways, support_shots) rows.
+        query: (ways, query_shots) rows, none of them in `support`.
+    """
+
+    topics: np.ndarray
+    support: np.ndarray
+    query: np.ndarray
+
+
+def usable_topics(topic: np.ndarray, domain: np.ndarray, shots: int, queries: int) -> dict[int, list[np.ndarray]]:
+    """Topic → rows of each of its domains, for topics that can give a task's pictures.
+
+    A topic is usable if it has `shots + queries` pictures, at least two domains, and a domain of at
+    least `shots` pictures to draw the support from.
+    """
+    usable = {}
+    for t in range(int(topic.max()) + 1):
+        rows = np.flatnonzero(topic == t)
+        domains = [rows[domain[rows] == d] for d in np.unique(domain[rows])]
+        if len(rows) >= shots + queries and len(domains) >= 2 and max(map(len, domains)) >= shots:
+            usable[t] = domains
+    return usable
+
+
+def draw_class(domains: list[np.ndarray], shots: int, queries: int, one_domain: bool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Support rows (from one domain, or from all) and disjoint query rows, uniform over all domains.
+
+    The query takes a domain at random for every picture, so that small domains weigh as much as large ones.
+    """
+    if one_domain:
+        large = [d for d in domains if len(d) >= shots]
+        support = rng.choice(large[rng.integers(len(large))], shots, replace=False)
+    else:
+        support = rng.choice(np.concatenate(domains), shots, replace=False)
+    left = [rng.permutation(np.setdiff1d(d, support)).tolist() for d in domains]
+    query = []
+    while len(query) < queries:
+        filled = [d for d in left if d]
+        query.append(filled[rng.integers(len(filled))].pop())
+    return support, np.array(query)
+
+
+def sample_tasks(topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, *, tasks: int, ways: int, shots: int, queries: int, one_domain: bool, confusable: float, seed: int) -> list[Task]:
+    """Draws `tasks` tasks (§3.3, "Automatic Meta-Training Task Generation").
+
+    Args:
+        topic, domain: (n,) cluster of every picture; no outliers.
+        nearest: (L, L) topics in order of nearness to each topic, itself first.
+        one_domain: support from a single domain per class (the paper), or from all (its ablation).
+        confusable: share of tasks made of a random topic and its nearest neighbours; these tasks are hard.
+
+    Raises:
+        InputError if fewer than `ways` topics are large enough.
+    """
+    usable = usable_topics(topic, domain, shots, queries)
+    if len(usable) < ways:
+        raise InputError(f"only {len(usable)} of {int(topic.max()) + 1} topics have {shots} + {queries} pictures and two domains, but 'ways' is {ways}; lower 'ways', 'support_shots' or 'query_shots', or make more or larger topics")
+    rng = np.random.default_rng(seed)
+    names = np.array(sorted(usable))
+    drawn = []
+    for _ in range(tasks):
+        if rng.random() < confusable:
+            around = [t for t in nearest[rng.choice(names)] if t in usable]
+            # Twice as many neighbours as ways, so that one topic does not always bring the same task.
+            chosen = np.concatenate([around[:1], rng.choice(around[1 : 2 * ways], ways - 1, replace=False)]) if len(around) >= 2 * ways else rng.choice(names, ways, replace=False)
+            chosen = rng.permutation(chosen)
+        else:
+            chosen = rng.choice(names, ways, replace=False)
+        pairs = [draw_class(usable[t], shots, queries, one_domain, rng) for t in chosen]
+        drawn.append(Task(chosen, np.stack([s for s, _ in pairs]), np.stack([q for _, q in pairs])))
+    return drawn

@@ -1,0 +1,142 @@
+"""Fetches pictures with img2dataset and leaves shards whose bytes depend on the pictures alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import read_table, replacing, write_table
+from pipeline.errors import InputError
+from pipeline.pairs.local_site import serve
+from pipeline.pairs.params import Download
+from pipeline.pairs.schemas import CAPTIONS, FETCHED
+
+REFUSED = "not a http(s) URL"
+
+
+def _absolute(url: str, base: str | None) -> str | None:
+    """The URL to ask for, or None if it must not be asked for (file:, ftp:, data: …)."""
+    scheme = urlsplit(url).scheme.lower()
+    if scheme in ("http", "https"):
+        return url
+    if scheme == "" and base is not None:
+        return base + quote(url)
+    return None
+
+
+def _run_img2dataset(links: Path, raw: Path, settings: Download, processes: int, threads: int, shards: int, progress) -> None:
+    """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all links fail."""
+    options = {
+        "url_list": links, "input_format": "parquet", "url_col": "url", "caption_col": "caption",
+        "save_additional_columns": '["pair_key"]', "output_folder": raw, "output_format": "webdataset",
+        "number_sample_per_shard": settings.shard_rows, "image_size": settings.image_size,
+        "resize_mode": "keep_ratio", "resize_only_if_bigger": True, "skip_reencode": True, "extract_exif": False,
+        "timeout": settings.timeout, "retries": settings.retries, "processes_count": processes, "thread_count": threads,
+        "enable_wandb": False, "incremental_mode": "incremental",
+    }
+    command = [sys.executable, "-m", "img2dataset.main", *(f"--{k}={v}" for k, v in options.items())]
+    log = raw.parent / "img2dataset.log"
+    with open(log, "ab") as output:
+        child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            with progress(None, "downloading shards", total=shards) as bar:
+                while True:
+                    try:
+                        child.wait(0.3)
+                    except subprocess.TimeoutExpired:
+                        pass
+                    bar.update(len(list(raw.glob("*_stats.json"))) - bar.n)
+                    if child.returncode is not None:
+                        break
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+    done = len(list(raw.glob("*_stats.json")))
+    if child.returncode != 0 or done != shards:
+        tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
+        raise InputError(f"img2dataset ended with exit code {child.returncode} after {done} of {shards} shards ({tail}); run the stage again: finished shards are kept")
+
+
+def _normalise(shard: Path, out: Path) -> None:
+    """img2dataset's shard (rows as they came in, with today's date) → one sorted by key, without dates."""
+    if out.exists():
+        return
+    keys = dict(zip(*(pq.read_table(shard.with_suffix(".parquet"), columns=["key", "pair_key"]).column(c).to_pylist() for c in ("key", "pair_key"))))
+    with tarfile.open(shard) as raw:
+        members = {}
+        for member in raw.getmembers():
+            stem, _, kind = member.name.partition(".")
+            if kind in ("jpg", "txt") and stem in keys:
+                members[f"{keys[stem]}.{kind}"] = member
+        with replacing(out) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as clean:
+            for name in sorted(members):
+                content = raw.extractfile(members[name]).read()
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                clean.addfile(entry, io.BytesIO(content))
+    shard.unlink()
+
+
+def download(captions: Path, site: Path | None, work: Path, settings: Download, processes: int, threads: int, progress) -> dict:
+    """Fetches every caption's picture into `work`: NNNNN.tar (`<key>.jpg`, `<key>.txt`) and fetched.parquet.
+
+    Args:
+        site: folder or zip that relative URLs point into, served over loopback meanwhile.
+        work: may hold the finished shards of an interrupted run; they are not fetched again.
+
+    Returns:
+        Counts by status and the commonest errors.
+
+    Raises:
+        InputError if fewer than `settings.min_success` of the links gave a picture.
+    """
+    table = read_table(captions, CAPTIONS)
+    raw = work / "raw"
+    raw.mkdir(exist_ok=True)
+    with serve(site) if site else nullcontext(None) as base:
+        urls = [_absolute(u, base) for u in table["url"].to_pylist()]
+        if not any(urls):
+            raise InputError(f"{captions}: holds no http(s) URL, and no relative one with 'source.pictures' set; there is nothing to download")
+        table = table.append_column("asked", pa.array(urls, pa.string()))
+        links = table.filter(pc.is_valid(table["asked"])).select(["asked", "caption", "key"]).rename_columns(["url", "caption", "pair_key"])
+        pq.write_table(links, work / "links.parquet")
+        shards = -(-len(links) // settings.shard_rows)
+        _run_img2dataset(work / "links.parquet", raw, settings, processes, threads, shards, progress)
+
+    parts = sorted(p.with_suffix(".tar") for p in raw.glob("*.parquet"))
+    with ProcessPoolExecutor(processes) as pool:
+        list(progress(pool.map(_normalise, parts, [work / p.name for p in parts]), "sorting shards", total=len(parts)))
+
+    fetched = pa.concat_tables([pq.read_table(p.with_suffix(".parquet"), columns=["pair_key", "status", "error_message"]) for p in parts])
+    fetched = fetched.rename_columns(FETCHED.names).cast(FETCHED)
+    refused = table.filter(pc.is_null(table["asked"]))["key"]
+    fetched = pa.concat_tables([fetched, pa.table([refused, ["failed_to_download"] * len(refused), [REFUSED] * len(refused)], schema=FETCHED)])
+    write_table(fetched.sort_by("key"), work / "fetched.parquet", FETCHED)
+
+    statuses = Counter(fetched["status"].to_pylist())
+    errors = Counter(e for e in fetched["error"].to_pylist() if e).most_common(3)
+    success = statuses["success"] / len(fetched)
+    if success < settings.min_success:
+        reasons = "; ".join(f"{count}× {error}" for error, count in errors)
+        for path in raw.glob("*_stats.json"):
+            path.unlink()  # so that the next run asks again instead of keeping the failures
+        raise InputError(f"only {success:.1%} of {len(fetched)} links gave a picture (at least {settings.min_success:.0%} wanted by 'download.min_success'): {reasons}. Is the server up? Run again, or lower the parameter")
+    for path in [*raw.iterdir(), work / "links.parquet", work / "img2dataset.log"]:
+        path.unlink() if path.is_file() else None
+    raw.rmdir()
+    return {"links": len(fetched), "shards": len(parts), **{s: statuses[s] for s in ("success", "failed_to_download", "failed_to_resize")}}

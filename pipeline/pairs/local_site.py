@@ -1,0 +1,69 @@
+"""Serves a folder or zip of pictures over loopback HTTP, so that local pictures travel the road of web pictures."""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Callable, Iterator
+from urllib.parse import unquote, urlsplit
+
+from pipeline.errors import InputError
+
+
+def _opener(root: Path) -> Callable[[str], bytes | None]:
+    """name → content, or None if there is no such file inside `root`."""
+    if root.is_dir():
+        top = root.resolve()
+
+        def from_folder(name: str) -> bytes | None:
+            path = (top / name).resolve()
+            return path.read_bytes() if path.is_relative_to(top) and path.is_file() else None
+
+        return from_folder
+    if not zipfile.is_zipfile(root):
+        raise InputError(f"{root}: neither a folder nor a complete zip file; 'source.pictures' must name one")
+    archive, lock = zipfile.ZipFile(root), threading.Lock()
+    names = set(archive.namelist())
+
+    def from_zip(name: str) -> bytes | None:
+        with lock:
+            return archive.read(name) if name in names else None
+
+    return from_zip
+
+
+@contextmanager
+def serve(root: Path | str) -> Iterator[str]:
+    """Yields the base URL (`http://127.0.0.1:PORT/`) while the site is up; the port is free by choice of the system."""
+    open_file = _opener(Path(root))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = open_file(unquote(urlsplit(self.path).path).lstrip("/"))
+            self.send_response(200 if content is not None else 404)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 1024  # the default of 5 resets connections as soon as a downloader hurries
+
+        def handle_error(self, *_: object) -> None:
+            """A client that goes away is the client's affair: its own log says why."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

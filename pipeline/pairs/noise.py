@@ -1,0 +1,87 @@
+"""The noise filter: which pairs are worth learning from, and why the others are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipeline.artifacts import read_table
+from pipeline.errors import InputError
+from pipeline.pairs.params import Filter
+from pipeline.pairs.reading import read_features
+from pipeline.pairs.schemas import KEPT, PAIRS
+
+
+def neighbourhood(queries: np.ndarray, base: np.ndarray, count: int) -> np.ndarray:
+    """(n,) mean inner product of every query with its `count` nearest rows of `base`."""
+    index = faiss.IndexFlatIP(base.shape[1])
+    index.add(base)
+    return index.search(queries, min(count, len(base)))[0].mean(axis=1)
+
+
+def match_scores(image: np.ndarray, text: np.ndarray, score: str, neighbours: int) -> np.ndarray:
+    """(n,) how well each picture and its own caption match.
+
+    `cosine` is their similarity. `csls` takes off how similar the picture is to the captions nearest to
+    it and the caption to the pictures nearest to it (cross-domain similarity local scaling): a right
+    pair is near the best that either can have, whatever the general level.
+    """
+    own = np.einsum("nd,nd->n", image, text)
+    if score == "cosine":
+        return own
+    return 2 * own - neighbourhood(image, text, neighbours) - neighbourhood(text, image, neighbours)
+
+
+def near_duplicates(image: np.ndarray, similarity: float) -> np.ndarray:
+    """(n,) True where an earlier row shows (almost) the same picture; the first of each group stays."""
+    repeated = np.zeros(len(image), bool)
+    if similarity > 1:
+        return repeated
+    index = faiss.IndexFlatIP(image.shape[1])
+    index.add(image)
+    limits, _, found = index.range_search(image, similarity)
+    for row in range(len(image)):
+        near = found[limits[row] : limits[row + 1]]
+        repeated[row] = bool((~repeated[near[near < row]]).any())
+    return repeated
+
+
+def filter_pairs(pairs: Path, features: Path, settings: Filter) -> tuple[pa.Table, dict[str, float]]:
+    """Scores every fetched pair and gives the reason of every rejection.
+
+    A pair is judged by the first rule that it fails: caption, picture, duplicate, mismatch.
+
+    Returns:
+        The table of `KEPT` in key order, and the counts per reason.
+    """
+    keys, image, text = read_features(features)
+    table = pl.from_arrow(read_table(pairs, PAIRS)).filter(pl.col("status") == "success").sort("key")
+    if table["key"].to_list() != keys:
+        raise InputError(f"{features}: its keys are not those of the fetched pairs in {pairs}; run `dvc repro` so that both come from one run")
+    scores = match_scores(image, text, settings.score, settings.neighbours)
+    floor = settings.threshold if settings.select == "threshold" else float(np.quantile(scores, settings.threshold))
+    sides = pl.min_horizontal("width", "height")
+    judged = table.with_columns(
+        score=pl.Series(scores, dtype=pl.Float32),
+        same_file=pl.col("sha256").is_first_distinct().not_(),
+        near_copy=pl.Series(near_duplicates(image, settings.duplicate_similarity)),
+        words=pl.col("caption").str.split(" ").list.len(),
+    ).with_columns(
+        reason=pl.when((pl.col("words") < settings.min_words) | (pl.col("caption").str.len_chars() < settings.min_characters)).then(pl.lit("short caption"))
+        .when(sides < settings.min_side).then(pl.lit("small picture"))
+        .when(pl.max_horizontal("width", "height") > settings.max_aspect * sides).then(pl.lit("long picture"))
+        .when("same_file").then(pl.lit("same file"))
+        .when("near_copy").then(pl.lit("near duplicate"))
+        .when(pl.col("score") < floor).then(pl.lit("mismatch"))
+        .otherwise(pl.lit(""))
+    ).with_columns(kept=pl.col("reason") == "")
+    counts = {"pairs": len(judged), "kept": int(judged["kept"].sum()), "least_score": round(floor, 4)}
+    reasons = judged.filter(~pl.col("kept")).group_by("reason").len().sort("reason")
+    counts |= {reason.replace(" ", "_"): n for reason, n in reasons.iter_rows()}
+    if not counts["kept"]:
+        raise InputError(f"{pairs}: the noise filter left none of {len(judged)} pairs; lower 'filter.threshold' (scores here reach from {scores.min():.3f} to {scores.max():.3f})")
+    return judged.select(KEPT.names).to_arrow(), counts

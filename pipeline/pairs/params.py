@@ -1,0 +1,36 @@
+"""Parameters of download, features and noise filter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.params import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Download(Section):
+    """How pictures are fetched; what only changes the speed is an option of the stage instead."""
+
+    image_size: Count  # pixels of the shorter side; smaller pictures stay as they are
+    shard_rows: Annotated[int, Field(ge=2)]  # links per shard
+    timeout: Count  # seconds per request
+    retries: Annotated[int, Field(ge=0)]
+    min_success: Share  # below this share of fetched pictures the stage fails
+
+
+class Filter(Section):
+    """Score once, select cheaply: only `filter` reruns when one of these changes."""
+
+    min_words: Annotated[int, Field(ge=0)]
+    min_characters: Annotated[int, Field(ge=0)]
+    min_side: Annotated[int, Field(ge=0)]  # pixels
+    max_aspect: Annotated[float, Field(ge=1)]  # longer side / shorter side
+    duplicate_similarity: Annotated[float, Field(gt=0, le=1.01)]  # cosine of image features; above 1: off
+    score: Literal["cosine", "csls"]  # plain CLIP similarity, or corrected for hubs by its neighbourhood
+    neighbours: Count  # how many neighbours make the neighbourhood of `csls`
+    select: Literal["threshold", "quantile"]
+    threshold: float  # `threshold`: the least score; `quantile`: the share of pairs to drop

@@ -1,0 +1,110 @@
+"""Reads `params.yaml`, checks it and hands a stage the keys that it declares, and no others.
+
+The typed sections live in the rooms that use them (`pipeline/<room>/params.py`), so that a new knob in
+one room leaves the other rooms' stages up to date. `pipeline/schema.py` joins them for a whole-file check.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import InputError
+
+# Every name that params.yaml may hold at its top, generated from pipeline/schema.py. It is data, not a
+# module: it changes no result, so no stage depends on it.
+JSON_SCHEMA = Path(__file__).with_name("params.schema.json")
+
+
+class Section(BaseModel):
+    """A mapping in params.yaml: unknown keys and silently converted types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The whole file. ruamel reads YAML 1.2, where `1e-05` (as DVC writes it) is a number."""
+    try:
+        values = YAML(typ="safe").load(Path(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; give the parameter file with --params") from None
+    except YAMLError as error:
+        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds no `key: value` lines; copy profiles/ or the repository's own params.yaml")
+    return values
+
+
+def did_you_mean(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def check_names(values: dict[str, Any], known, path: Path | str) -> None:
+    for name in values:
+        if name not in known:
+            raise InputError(f"{path}: unknown parameter '{name}'{did_you_mean(name, known)}")
+
+
+def _fields(kind: Any, inside: tuple) -> dict[str, Any]:
+    """The fields of the section that a complaint's location leads to."""
+    for part in inside:
+        fields = getattr(kind, "model_fields", None)
+        kind = fields[part].annotation if fields else get_args(kind)[-1]  # a mapping's value type
+    return kind.model_fields
+
+
+def validate(kind: Any, value: Any, key: str, path: Path | str) -> Any:
+    """`value` as `kind`; every complaint becomes one line that names file and key."""
+    try:
+        return TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            place = ".".join([key, *map(str, problem["loc"])]).strip(".")
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"{path}: unknown parameter '{place}'{did_you_mean(str(problem['loc'][-1]), _fields(kind, problem['loc'][:-1]))}")
+            elif problem["type"] == "missing":
+                lines.append(f"{path}: parameter '{place}' is missing; add it (the repository's params.yaml shows one)")
+            else:
+                lines.append(f"{path}: parameter '{place}': {problem['msg']}, but it is {problem['input']!r}")
+        raise InputError("\n".join(lines)) from None
+
+
+def lookup(values: dict[str, Any], key: str, path: Path | str) -> Any:
+    """The value at a dotted key."""
+    here: Any = values
+    for depth, part in enumerate(key.split(".")):
+        if not isinstance(here, dict) or part not in here:
+            where = ".".join(key.split(".")[:depth]) or "the file"
+            hint = did_you_mean(part, here) if isinstance(here, dict) and here else ""
+            raise InputError(f"{path}: parameter '{key}' is missing: {where} has no '{part}'{hint}")
+        here = here[part]
+    return here
+
+
+def load_params(path: Path | str, reads: dict[str, tuple[str, Any]], **names: str) -> SimpleNamespace:
+    """The declared parameters of one stage, validated.
+
+    Args:
+        path: the parameter file.
+        reads: attribute → (dotted key, type). `{name}` in a key is filled from `names`.
+
+    Returns:
+        A namespace with just these attributes: reading anything else fails, which is what keeps the
+        `params:` lists of dvc.yaml honest.
+    """
+    values = read_yaml(path)
+    check_names(values, json.loads(JSON_SCHEMA.read_text())["properties"], path)
+    found = {}
+    for attribute, (key, kind) in reads.items():
+        full = key.format(**names)
+        found[attribute] = validate(kind, lookup(values, full, path), full, path)
+    return SimpleNamespace(**found)

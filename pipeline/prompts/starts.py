@@ -1,0 +1,57 @@
+"""Where tuning starts: a method's tokens θ and regulator φ, as two safetensors files in one folder.
+
+prompt.safetensors holds θ by modality; its metadata names the prompt method, so that whoever has the
+folder needs no parameter file. regulator.safetensors holds φ (nothing, for plain gradients) and how
+its input is scaled. A method that learns nothing has no tensors in either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.artifacts import replacing
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Start:
+    """θ: {modality: (M, d)}; φ: see gram/regulator.py."""
+
+    prompt: str
+    theta: dict[str, Tensor]
+    phi: dict[str, Tensor]
+    input_scale: str
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
+    with replacing(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata=metadata)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata; InputError naming the file if it is missing or incomplete."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing; `dvc repro` makes it")
+    try:
+        with safe_open(path, "pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a complete safetensors file ({error}); delete it and run `dvc repro` again") from None
+
+
+def save_start(start: Start, folder: Path) -> None:
+    save_tensors(start.theta, folder / "prompt.safetensors", prompt=start.prompt)
+    save_tensors(start.phi, folder / "regulator.safetensors", input_scale=start.input_scale)
+
+
+def load_start(folder: Path) -> Start:
+    theta, about_prompt = load_tensors(folder / "prompt.safetensors")
+    phi, about_regulator = load_tensors(folder / "regulator.safetensors")
+    if "prompt" not in about_prompt or "input_scale" not in about_regulator:
+        raise InputError(f"{folder}: its files do not say which prompt method they belong to; delete it and run `dvc repro` again")
+    return Start(about_prompt["prompt"], theta, phi, about_regulator["input_scale"])

@@ -1,0 +1,1 @@
+"""The result page: tables, topic map, domains side by side, curves."""

@@ -1,0 +1,91 @@
+"""Plots, as plotly figures in one quiet style."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import polars as pl
+
+INK, MUTED, GRID = "#1d2733", "#66727f", "#e6e9ed"
+COLOURS = ["#8a94a0", "#d1662b", "#1f6fb4", "#3c8d53", "#8a56ac", "#b8860b"]
+
+
+def _styled(figure: go.Figure, height: int, **layout) -> go.Figure:
+    figure.update_layout(
+        template="none", height=height, margin=dict(l=56, r=16, t=36, b=44), font=dict(family="system-ui, sans-serif", size=13, color=INK),
+        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), hoverlabel=dict(font_size=12), **layout,
+    )
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
+    figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
+    return figure
+
+
+def funnel(counts: dict[str, int]) -> go.Figure:
+    """Bars from captions to pairs in topics."""
+    first = next(iter(counts.values()))
+    text = [f"{n:,} ({n / first:.0%})" for n in counts.values()]
+    bars = go.Bar(y=list(counts), x=list(counts.values()), orientation="h", text=text, textposition="inside", insidetextanchor="start", marker_color=COLOURS[2])
+    figure = _styled(go.Figure(bars), 60 + 40 * len(counts), xaxis_title="pairs")
+    figure.update_layout(margin_l=170, margin_t=10, yaxis_autorange="reversed")
+    return figure
+
+
+def score_histogram(scores: np.ndarray, judged: np.ndarray, floor: float) -> go.Figure:
+    """Match scores of the pairs that the mismatch rule judged, and where it cuts."""
+    heights, edges = np.histogram(scores[judged], bins=60)
+    bars = go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=heights, width=np.diff(edges), marker_color=[COLOURS[1] if e < floor else COLOURS[2] for e in edges[1:]])
+    figure = _styled(go.Figure(bars), 280, xaxis_title="match score of picture and caption", yaxis_title="pairs", bargap=0.05)
+    figure.add_vline(x=floor, line_color=INK, line_dash="dot", annotation_text=f"threshold {floor:.3f}", annotation_position="top left")
+    return figure
+
+
+def topic_map(points: pl.DataFrame, names: dict[int, str], labelled: int = 45) -> go.Figure:
+    """The 2-D map: one dot per caption, coloured by topic, the largest topics named.
+
+    Args:
+        points: topic, x, y, caption.
+    """
+    outside = points.filter(pl.col("topic") < 0)
+    inside = points.filter(pl.col("topic") >= 0)
+    hue = (inside["topic"].to_numpy() * 0.61803398875) % 1.0  # neighbouring numbers get unlike colours
+    traces = [
+        go.Scatter(x=outside["x"], y=outside["y"], mode="markers", name="outliers", hovertext=outside["caption"], hoverinfo="text", marker=dict(size=3, color="#c9ced4")),
+        go.Scatter(
+            x=inside["x"], y=inside["y"], mode="markers", name="captions in topics", hoverinfo="text",
+            hovertext=[f"{names[t]}: {c}" for t, c in inside.select("topic", "caption").iter_rows()],
+            marker=dict(size=4, opacity=0.75, color=[f"hsl({360 * h:.0f},55%,{45 + 12 * ((i % 3) - 1)}%)" for i, h in enumerate(hue)]),
+        ),
+    ]
+    figure = _styled(go.Figure(traces), 720)
+    centres = inside.group_by("topic").agg(pl.len(), pl.col("x").median(), pl.col("y").median()).sort("len", "topic", descending=[True, False])
+    placed: list[tuple[float, float]] = []
+    span = [max(float(points[a].max() - points[a].min()), 1e-9) for a in ("x", "y")]
+    for topic, _, x, y in centres.iter_rows():
+        if len(placed) < labelled and all(abs(x - a) > 0.075 * span[0] or abs(y - b) > 0.03 * span[1] for a, b in placed):
+            placed.append((x, y))
+            figure.add_annotation(x=x, y=y, text=names[topic], showarrow=False, font=dict(size=11, color=INK), bgcolor="rgba(255,255,255,0.72)", borderpad=1)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    figure.update_layout(margin=dict(l=8, r=8, t=30, b=8))
+    return figure
+
+
+def meta_curve(curve: pl.DataFrame) -> go.Figure:
+    """Query loss of Algorithm 1 before and after the inner step, smoothed over meta-steps."""
+    window = max(1, len(curve) // 25)
+    figure = go.Figure()
+    for column, name, colour in (("start_loss", "at θ, before the inner step", COLOURS[0]), ("query_loss", "at θ′, after it", COLOURS[2])):
+        figure.add_scatter(x=curve["step"], y=curve[column].rolling_mean(window, min_samples=1), mode="lines", name=name, line=dict(color=colour, width=2))
+    return _styled(figure, 300, xaxis_title=f"meta-step (mean of the last {window})", yaxis_title="query loss (nats)")
+
+
+def epoch_curves(epochs: pl.DataFrame, titles: dict[str, str], half: str) -> go.Figure:
+    """Accuracy on one half after each epoch of tuning, a line per method."""
+    figure, last = go.Figure(), int(epochs["epoch"].max())
+    for colour, (method, title) in zip(COLOURS, titles.items()):
+        rows = epochs.filter((pl.col("method") == method) & (pl.col("half") == half))
+        x, y = rows["epoch"].to_list(), rows["top1"].to_list()
+        if len(x) == 1:  # nothing is learned: the same after every epoch
+            x, y = [1, last], y * 2
+        figure.add_scatter(x=x, y=y, mode="lines+markers", name=title, line=dict(color=colour, width=2), marker_size=5)
+    return _styled(figure, 300, xaxis_title="epoch of tuning", yaxis_title=f"{half} accuracy (%)")

@@ -1,0 +1,19 @@
+"""Parameters of the report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.params import Section
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Report(Section):
+    """How much of the data the page shows."""
+
+    topics: Count  # topics with words and pictures, the largest first
+    pictures_per_domain: Count
+    map_points: Count  # points on the topic map; more are sampled

@@ -1,0 +1,43 @@
+"""Splits each topic's pictures into visual domains by k-means on their CLIP features.
+
+    python stages/domains.py --topics data/topics.parquet --features data/features --out data/domains.parquet
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipeline.artifacts import read_table, write_table
+from pipeline.clustering.domains import find_domains
+from pipeline.clustering.params import Domains
+from pipeline.clustering.schemas import DOMAINS, TOPICS
+from pipeline.pairs.reading import read_features
+from pipeline.params import load_params
+from pipeline.stage import parser, progress, run
+
+READS = {"seed": ("seed", int), "domains": ("domains", Domains)}
+
+
+def main():
+    cli = parser(__doc__)
+    cli.add_argument("--topics", type=Path, required=True, help="Parquet: topic per pair")
+    cli.add_argument("--features", type=Path, required=True, help="folder of feature shards")
+    cli.add_argument("--out", type=Path, required=True, help="Parquet: domain per pair inside a topic")
+    args = cli.parse_args()
+    p = load_params(args.params, READS)
+    keys, image, _ = read_features(args.features)
+    topics = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "topic"])).filter(pl.col("topic") >= 0)
+    row_of = {key: row for row, key in enumerate(keys)}
+    features = image[np.array([row_of[key] for key in topics["key"]])]
+    domain, counts = find_domains(features, topics["topic"].to_numpy(), p.domains, p.seed, progress)
+    write_table(topics.with_columns(domain=pl.Series(domain)).to_arrow(), args.out, DOMAINS)
+    words = f"{counts['domains']} domains in {topics['topic'].n_unique()} topics; {counts['small_domains']} smaller than {p.domains.min_size}; {counts['between_share']:.0%} of the variance lies between domains"
+    return words, counts, args.metrics
+
+
+if __name__ == "__main__":
+    run(main)

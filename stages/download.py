@@ -1,0 +1,40 @@
+"""Fetches the captions' pictures with img2dataset, resized, into webdataset shards; resumes what was interrupted.
+
+    python stages/download.py --captions data/captions.parquet --out data/shards
+
+Relative URLs are served over loopback HTTP from `source.pictures`. Speed is set by the environment:
+DOWNLOAD_PROCESSES (default: number of cores) and DOWNLOAD_THREADS (default: 32 per process).
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+import os
+from pathlib import Path
+
+from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.pairs.download import download
+from pipeline.pairs.params import Download
+from pipeline.params import load_params
+from pipeline.sources.params import Source
+from pipeline.stage import parser, progress, run
+
+READS = {"source": ("source", Source), "download": ("download", Download)}
+
+
+def main():
+    cli = parser(__doc__)
+    cli.add_argument("--captions", type=Path, required=True, help="Parquet: key, caption, url")
+    cli.add_argument("--out", type=Path, required=True, help="folder for NNNNN.tar and fetched.parquet")
+    args = cli.parse_args()
+    p = load_params(args.params, READS)
+    site = Path(p.source.path) / p.source.pictures if p.source.pictures else None
+    processes = int(os.environ.get("DOWNLOAD_PROCESSES", os.cpu_count() or 1))
+    threads = int(os.environ.get("DOWNLOAD_THREADS", 32))
+    with resumable_folder(args.out, fingerprint(p.download, args.captions)) as work:
+        counts = download(args.captions, site, work, p.download, processes, threads, progress)
+    words = f"{counts['success']} of {counts['links']} pictures fetched in {counts['shards']} shards; {counts['failed_to_download']} links dead, {counts['failed_to_resize']} not pictures"
+    return words, counts, args.metrics
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,75 @@
+"""Builds meta-training tasks: support pictures from one domain per topic, query pictures from all.
+
+    python stages/episodes.py --name shifted --domains data/domains.parquet --labels data/labels.parquet \\
+        --features data/features --pairs data/pairs.parquet --shards data/shards --out data/episodes/shifted
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from pipeline.artifacts import fingerprint, read_table, resumable_folder
+from pipeline.clustering.schemas import DOMAINS, LABELS
+from pipeline.episodes.params import Episodes, Shots, Ways
+from pipeline.episodes.shards import task_table, write_shards
+from pipeline.episodes.tasks import sample_tasks
+from pipeline.pairs.reading import read_features, read_pictures
+from pipeline.pairs.schemas import PAIRS
+from pipeline.params import load_params
+from pipeline.stage import parser, progress, run
+
+READS = {
+    "seed": ("seed", int),
+    "ways": ("ways", Ways),
+    "support_shots": ("support_shots", Shots),
+    "query_shots": ("query_shots", Shots),
+    "episodes": ("episodes.{name}", Episodes),
+}
+
+
+def main():
+    cli = parser(__doc__)
+    cli.add_argument("--name", required=True, help="entry of `episodes:` to build")
+    cli.add_argument("--domains", type=Path, required=True, help="Parquet: topic and domain per pair")
+    cli.add_argument("--labels", type=Path, required=True, help="Parquet: name per topic")
+    cli.add_argument("--features", type=Path, required=True, help="folder of feature shards")
+    cli.add_argument("--pairs", type=Path, required=True, help="Parquet: shard per pair")
+    cli.add_argument("--shards", type=Path, required=True, help="folder of picture shards")
+    cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
+    args = cli.parse_args()
+    p = load_params(args.params, READS, name=args.name)
+
+    table = pl.from_arrow(read_table(args.domains, DOMAINS)).sort("key")
+    topic, domain, keys = table["topic"].to_numpy(), table["domain"].to_numpy(), table["key"].to_list()
+    names = read_table(args.labels, LABELS)["name"].to_pylist()
+    all_keys, image, _ = read_features(args.features)
+    row_of = {key: row for row, key in enumerate(all_keys)}
+    features = image[[row_of[key] for key in keys]]
+    centres = np.stack([features[topic == t].mean(axis=0) for t in range(len(names))])
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    similarity = centres @ centres.T
+    np.fill_diagonal(similarity, np.inf)
+    tasks = sample_tasks(
+        topic, domain, np.argsort(-similarity, axis=1, kind="stable"),
+        tasks=p.episodes.tasks, ways=p.ways, shots=p.support_shots, queries=p.query_shots,
+        one_domain=p.episodes.support == "one_domain", confusable=p.episodes.confusable, seed=p.seed,
+    )
+    needed = {keys[r] for t in tasks for r in np.concatenate([t.support.ravel(), t.query.ravel()])}
+    holding = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "shard"])).filter(pl.col("key").is_in(needed))
+    pictures = {k: c for s in sorted(set(holding["shard"])) for k, c in read_pictures(args.shards / s) if k in needed}
+
+    def rows(number, task, schema):
+        return task_table(number, task, names, domain, keys, features, pictures, schema)
+
+    with resumable_folder(args.out, fingerprint((p, args.name), args.domains, args.labels, args.features)) as work:
+        write_shards(tasks, work, features.shape[1], rows, progress)
+    used = len({int(t) for task in tasks for t in task.topics})
+    counts = {"tasks": len(tasks), "topics_used": used, "topics": len(names), "pictures": len(needed)}
+    return f"{args.name}: {len(tasks)} {p.ways}-way tasks from {used} of {len(names)} topics, {len(needed)} pictures", counts, args.metrics
+
+
+if __name__ == "__main__":
+    run(main)

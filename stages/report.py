@@ -1,0 +1,113 @@
+"""Writes the result page (one self-contained HTML file) and prints the table of results.
+
+    python stages/report.py --pairs … --out data/report      # see dvc.yaml for the whole line
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.artifacts import read_table, replacing
+from pipeline.benchmarks.params import Benchmark, FewShot
+from pipeline.clustering.schemas import DOMAINS, LABELS, TOPICS
+from pipeline.gram.params import Methods
+from pipeline.pairs.params import Filter
+from pipeline.pairs.schemas import KEPT, PAIRS
+from pipeline.params import load_params
+from pipeline.report import figures
+from pipeline.report.gallery import topic_cards
+from pipeline.report.page import figure_html, render, table_rows
+from pipeline.report.params import Report
+from pipeline.report.results import AVERAGE, chance, read_epochs, read_results
+from pipeline.stage import parser, run
+
+READS = {
+    "seed": ("seed", int),
+    "filter": ("filter", Filter),
+    "methods": ("methods", Methods),
+    "benchmarks": ("benchmarks", dict[str, Benchmark]),
+    "few_shot": ("few_shot", FewShot),
+    "report": ("report", Report),
+}
+
+
+def print_table(results: dict, titles: dict[str, str]) -> None:
+    table = Table(title="Base-to-new accuracy (%), mean ± standard deviation over seeds")
+    table.add_column("benchmark")
+    for title in titles.values():
+        for figure in ("base", "new", "H"):
+            table.add_column(f"{title}\n{figure}", justify="right")
+    for name, by_method in results.items():
+        cells = []
+        for method in titles:
+            found = by_method[method]
+            cells += [f"{found[k]:.1f}" + (f" ±{found[f'{k}_sd']:.1f}" if found["seeds"] > 1 else "") for k in ("base", "new", "H")]
+        table.add_row(name, *cells, end_section=name != AVERAGE and list(results)[-2] == name)
+    console = Console()
+    console.width = max(console.width, console.measure(table).maximum)  # a narrow terminal wraps lines, it does not cut cells
+    console.print(table)
+
+
+def main():
+    cli = parser(__doc__)
+    for name, what in {
+        "pairs": "Parquet: one row per caption", "shards": "folder of picture shards", "kept": "Parquet: reason of every rejection",
+        "topics": "Parquet: topic and map place per pair", "labels": "Parquet: name and words per topic", "domains": "Parquet: domain per pair",
+        "starts": "folder of starts by method", "benchmarks": "folder of benchmarks", "scores": "folder of scores by benchmark and method",
+        "out": "folder for report.html and results.csv",
+    }.items():
+        cli.add_argument(f"--{name}", type=Path, required=True, help=what)
+    args = cli.parse_args()
+    p = load_params(args.params, READS)
+    titles = {name: m.title for name, m in (p.methods.direct | p.methods.meta).items()}
+    names = list(p.benchmarks)
+    results = read_results(args.scores, names, titles)
+
+    pairs = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "status", "shard"]))
+    kept = pl.from_arrow(read_table(args.kept, KEPT))
+    topics = pl.from_arrow(read_table(args.topics, TOPICS))
+    labels = pl.from_arrow(read_table(args.labels, LABELS))
+    domains = pl.from_arrow(read_table(args.domains, DOMAINS))
+    counts = {
+        "captions": len(pairs), "whole pictures": int((pairs["status"] == "success").sum()), "kept by the filter": int(kept["kept"].sum()),
+        "in topics": int((topics["topic"] >= 0).sum()),
+    }
+    failures = pairs.filter(pl.col("status") != "success").group_by("status").len().sort("len", descending=True)
+    reasons = kept.filter(~pl.col("kept")).group_by("reason").len().sort("len", descending=True)
+    dropped = "Lost on the way: " + ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in [*failures.iter_rows(), *reasons.iter_rows()]) + "."
+    judged = kept["reason"].is_in(["", "mismatch"]).to_numpy()
+    floor = p.filter.threshold if p.filter.select == "threshold" else float(kept["score"].quantile(p.filter.threshold))
+    name_of = dict(labels.select("topic", "name").iter_rows())
+    points = topics.sample(min(len(topics), p.report.map_points), seed=p.seed).join(kept.select("key", "caption"), on="key").sort("key")
+    outliers = int((topics["topic"] < 0).sum())
+    epochs = read_epochs(args.scores, names, titles)
+
+    html = render({
+        "lead": f"{len(titles)} methods on {len(names)} benchmarks; prompts meta-learned from {counts['in topics']:,} unlabelled image–text pairs in {len(labels)} topics.",
+        "titles": list(titles.values()), "shots": p.few_shot.shots, "seeds": len(p.few_shot.seeds),
+        "rows": table_rows(results, chance(args.benchmarks, names), list(titles)),
+        "funnel": figure_html(figures.funnel(counts), "funnel"), "dropped": dropped,
+        "histogram": figure_html(figures.score_histogram(kept["score"].to_numpy(), judged, floor), "scores"),
+        "map": figure_html(figures.topic_map(points, name_of), "topic-map"),
+        "map_note": f"One dot per kept caption ({len(points):,} shown), near to those that say similar things; {outliers:,} are in no topic.",
+        "cards": topic_cards(labels, domains, kept, pairs, args.shards, topics=p.report.topics, per_domain=p.report.pictures_per_domain),
+        "topic_count": len(labels),
+        "meta_curves": [{"title": titles[m], "figure": figure_html(figures.meta_curve(pl.read_csv(args.starts / m / "curve.csv")), f"meta-{m}")} for m in p.methods.meta],
+        "epoch_figures": [figure_html(figures.epoch_curves(epochs, titles, half), f"epochs-{half}") for half in ("base", "new")],
+    })
+    with replacing(args.out / "report.html") as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    rows = [{"benchmark": b, "method": m, **figure} for b, by_method in results.items() for m, figure in by_method.items()]
+    with replacing(args.out / "results.csv") as temporary:
+        pl.DataFrame(rows).write_csv(temporary)
+    print_table(results, titles)
+    summary = {m: {k: round(results[AVERAGE][m][k], 4) for k in ("base", "new", "H")} for m in titles}
+    return f"{args.out / 'report.html'}: {len(html) / 1e6:.1f} MB", summary, args.metrics
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,38 @@
+"""Groups captions into semantic topics and lays out their map.
+
+    python stages/topics.py --sentences data/sentences --out data/topics.parquet
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.artifacts import from_vectors, read_shards, shard_paths, vector_dim, write_table
+from pipeline.clustering.params import Topics
+from pipeline.clustering.schemas import TOPICS, sentences_schema
+from pipeline.clustering.topics import find_topics
+from pipeline.params import load_params
+from pipeline.stage import parser, progress, run
+
+READS = {"seed": ("seed", int), "topics": ("topics", Topics)}
+
+
+def main():
+    cli = parser(__doc__)
+    cli.add_argument("--sentences", type=Path, required=True, help="folder of sentence embedding shards")
+    cli.add_argument("--out", type=Path, required=True, help="Parquet: topic, strength and map place per pair")
+    args = cli.parse_args()
+    p = load_params(args.params, READS)
+    dim = vector_dim(shard_paths(args.sentences)[0], "embedding")
+    table = read_shards(args.sentences, sentences_schema(dim)).sort_by("key")
+    topic, strength, place, counts = find_topics(from_vectors(table["embedding"]), p.topics, p.seed, progress)
+    columns = [table["key"], topic, strength, place[:, 0], place[:, 1]]
+    write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
+    words = f"{counts['topics']} topics of {counts['captions']} captions; {counts['outliers']} outliers, coverage {counts['coverage']:.1%}"
+    return words, counts, args.metrics
+
+
+if __name__ == "__main__":
+    run(main)
