@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from pipeline.artifacts import read_table, write_table
 from pipeline.clustering.domains import find_domains

@@ -36,20 +36,18 @@ READS = {
 
 
 def print_table(results: dict, titles: dict[str, str]) -> None:
+    """A line per benchmark and method: it fits 80 columns however many methods there are."""
     table = Table(title="Base-to-new accuracy (%), mean ± standard deviation over seeds")
-    table.add_column("benchmark")
-    for title in titles.values():
-        for figure in ("base", "new", "H"):
-            table.add_column(f"{title}\n{figure}", justify="right")
-    for name, by_method in results.items():
-        cells = []
-        for method in titles:
+    for name in ("benchmark", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("base", "new", "H"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for benchmark, by_method in results.items():
+        for i, (method, title) in enumerate(titles.items()):
             found = by_method[method]
-            cells += [f"{found[k]:.1f}" + (f" ±{found[f'{k}_sd']:.1f}" if found["seeds"] > 1 else "") for k in ("base", "new", "H")]
-        table.add_row(name, *cells, end_section=name != AVERAGE and list(results)[-2] == name)
-    console = Console()
-    console.width = max(console.width, console.measure(table).maximum)  # a narrow terminal wraps lines, it does not cut cells
-    console.print(table)
+            cells = [f"{found[k]:.2f}" + (f" ± {found[f'{k}_sd']:.2f}" if found["seeds"] > 1 else "       ") for k in ("base", "new", "H")]
+            table.add_row("" if i else benchmark, title, *cells, end_section=i == len(titles) - 1)
+    Console().print(table)
 
 
 def main():

@@ -91,7 +91,7 @@ def load_backbone(folder: Path | str) -> Backbone:
     own = {"bpe_path": str(vocabulary)} if vocabulary.exists() else {}
     tokenizer = open_clip.SimpleTokenizer(context_length=context, **own)
     size = config["model_cfg"]["vision_cfg"]["image_size"]
-    view = open_clip.image_transform_v2(open_clip.transform.PreprocessCfg(size=size, **preprocess), is_train=False)
+    view = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(size=size, **preprocess), is_train=False)
     return Backbone(model, tokenizer, view, {"size": size, **preprocess}, where)
 
 
