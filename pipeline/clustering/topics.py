@@ -90,7 +90,7 @@ def find_topics(vectors: np.ndarray, settings: Topics, seed: int, progress) -> t
     if settings.outliers == "nearest":
         topic = join_outliers(vectors, topic, settings.nearest_similarity)
     advance(steps, "mapping")
-    place = reduce(vectors, graph, 2, 0.1, seed)
+    place = reduce(vectors, graph, 2, 0.5, seed)  # looser than the clustering: dots side by side
     steps.close()
     counts = {"captions": len(topic), "topics": count, "outliers_before": outside, "outliers": int((topic < 0).sum())}
     counts["coverage"] = round(1 - counts["outliers"] / len(topic), 4)

@@ -53,7 +53,7 @@ def topic_map(points: pl.DataFrame, names: dict[int, str], labelled: int = 45) -
         go.Scatter(
             x=inside["x"], y=inside["y"], mode="markers", name="captions in topics", hoverinfo="text",
             hovertext=[f"{names[t]}: {c}" for t, c in inside.select("topic", "caption").iter_rows()],
-            marker=dict(size=4, opacity=0.75, color=[f"hsl({360 * h:.0f},55%,{45 + 12 * ((i % 3) - 1)}%)" for i, h in enumerate(hue)]),
+            marker=dict(size=5, opacity=0.75, color=[f"hsl({360 * h:.0f},55%,{45 + 12 * ((i % 3) - 1)}%)" for i, h in enumerate(hue)]),
         ),
     ]
     figure = _styled(go.Figure(traces), 720)
@@ -63,7 +63,7 @@ def topic_map(points: pl.DataFrame, names: dict[int, str], labelled: int = 45) -
     for topic, _, x, y in centres.iter_rows():
         if len(placed) < labelled and all(abs(x - a) > 0.075 * span[0] or abs(y - b) > 0.03 * span[1] for a, b in placed):
             placed.append((x, y))
-            figure.add_annotation(x=x, y=y, text=names[topic], showarrow=False, font=dict(size=11, color=INK), bgcolor="rgba(255,255,255,0.72)", borderpad=1)
+            figure.add_annotation(x=x, y=y, text=names[topic], showarrow=False, font=dict(size=11, color=INK), bgcolor="rgba(255,255,255,0.72)", borderpad=1, yshift=11)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.update_layout(margin=dict(l=8, r=8, t=30, b=8))

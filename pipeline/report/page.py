@@ -29,7 +29,7 @@ def table_rows(results: dict, chance: dict, methods: list[str]) -> list[dict]:
 
 def figure_html(figure: go.Figure, name: str) -> str:
     """The figure as a <div> that uses the page's own copy of plotly.js; `name` keeps its id the same in every run."""
-    return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False, "responsive": True})
+    return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True})
 
 
 def render(context: dict[str, Any]) -> str:

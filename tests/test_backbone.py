@@ -1,0 +1,102 @@
+"""The demo's backbone through our forward equals open_clip's own; files that do not fit are named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+
+from pipeline.clip.backbone import load_backbone, text_features
+from pipeline.clip.text import encode_tokens
+from pipeline.errors import InputError
+from pipeline.prompts.coop import CoOp
+from pipeline.prompts.template import Template
+
+NAMES = ["lion", "polar bear", "cable car", "chili pepper", "desktop computer"]
+BACKBONE = ROOT / "demo" / "backbone"
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone(BACKBONE)
+
+
+def test_cut_sequences_are_exact(backbone):
+    tokens = backbone.tokenize([f"a photo of a {n}." for n in NAMES])
+    assert torch.allclose(encode_tokens(backbone.model, tokens), backbone.model.encode_text(tokens, normalize=True), atol=1e-6)
+
+
+def test_coop_at_its_start_is_the_template(backbone):
+    """With "a photo of a" as context, learned prompts and open_clip's encode_text agree."""
+    method = CoOp(backbone)
+    start = method.initial(4, torch.Generator())
+    learned = method.text_features({"text": start["text"].unsqueeze(0)}, method.prepare([NAMES]))[0]
+    expected = backbone.model.encode_text(backbone.tokenize([f"a photo of a {n}." for n in NAMES]), normalize=True)
+    assert torch.allclose(learned, expected, atol=1e-6)
+    fixed = Template(backbone, "a photo of a {}.")
+    assert torch.allclose(fixed.text_features({}, fixed.prepare([NAMES]))[0], expected, atol=1e-6)
+
+
+def test_other_token_counts_start_at_random_from_the_seed(backbone):
+    one, same, other = (CoOp(backbone).initial(8, torch.Generator().manual_seed(s))["text"] for s in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert one.shape == (8, 192) and 0.015 < one.std() < 0.025
+
+
+def test_too_many_tokens_for_the_tower(backbone):
+    method = CoOp(backbone)
+    classes = method.prepare([["a name that is much too long for it"]])
+    with pytest.raises(InputError, match="lower 'context_tokens'"):
+        method.text_features({"text": torch.zeros(1, 20, 192)}, classes)
+
+
+def test_nothing_requires_gradients_and_features_have_unit_length(backbone):
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    assert torch.allclose(text_features(backbone, NAMES).norm(dim=-1), torch.ones(5), atol=1e-5)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(BACKBONE, tmp_path / "backbone")
+
+
+def test_weights_of_another_config(copy):
+    config = json.loads((copy / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["width"] = 384
+    (copy / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"open_clip_model.safetensors: tensor '.*' is \(.*192.*\), but open_clip_config.json beside it calls for \(.*384.*\)"):
+        load_backbone(copy)
+
+
+def test_weights_that_lack_or_add_a_tensor(copy):
+    path = copy / "open_clip_model.safetensors"
+    weights = load_file(path)
+    whole = dict(weights)
+    removed = weights.pop("ln_final.weight")
+    save_file(weights, path)
+    with pytest.raises(InputError, match="has no tensor 'ln_final.weight'"):
+        load_backbone(copy)
+    save_file(whole | {"stray": removed.clone()}, path)
+    with pytest.raises(InputError, match="tensor 'stray' has no place"):
+        load_backbone(copy)
+
+
+def test_truncated_or_missing_files(copy):
+    path = copy / "open_clip_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="not a complete safetensors file"):
+        load_backbone(copy)
+    path.unlink()
+    with pytest.raises(InputError, match="missing; put the backbone's weights there"):
+        load_backbone(copy)
+    (copy / "open_clip_config.json").unlink()
+    with pytest.raises(InputError, match="open_clip_config.json: missing"):
+        load_backbone(copy)
+
+
+def test_the_size_and_origin_of_the_committed_backbone():
+    record = json.loads((BACKBONE / "training.json").read_text())
+    assert (BACKBONE / "open_clip_model.safetensors").stat().st_size <= 16e6
+    assert record["seed"] != 1  # the demo's own pictures come from seed 1

@@ -1,0 +1,255 @@
+"""One demo run in a fresh clone, shared by all tests here: what it leaves, and what a change reruns."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import pytest
+from conftest import ROOT
+
+ENVIRONMENT = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+
+
+def run(*command, cwd, check=True, **changes):
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=ENVIRONMENT | changes, capture_output=True, text=True)
+    if check:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def clone(folder):
+    """The working tree as it stands, committed or not, in a repository of its own."""
+    run("git", "clone", "--quiet", ROOT, folder, cwd=ROOT)
+    changed = run("git", "ls-files", "--modified", "--others", "--exclude-standard", cwd=ROOT).stdout.split("\n")
+    for name in filter(None, changed):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    run("git", "add", "-A", cwd=folder)
+    run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--allow-empty", "-m", "as it stands", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    folder = clone(tmp_path_factory.mktemp("demo") / "clone")
+    lock = folder / "dvc.lock"
+    committed = lock.read_text() if lock.exists() else None
+    done = run("dvc", "repro", cwd=folder)
+    print(done.stdout[-6000:])
+    return folder, done.stdout, committed
+
+
+def metrics(demo, name):
+    return json.loads((demo[0] / "data" / "metrics" / f"{name}.json").read_text())
+
+
+def would_run(folder):
+    """The stages that `dvc repro` would run now."""
+    done = run("dvc", "repro", "--dry", cwd=folder)
+    return {s.partition("@")[0] if s.startswith(("draw", "bench")) else s for s in re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr)}
+
+
+@pytest.fixture
+def edit(demo):
+    """Changes a file of the demo's clone for one test."""
+    kept = {}
+
+    def change(name, old, new):
+        path = demo[0] / name
+        text = kept.setdefault(path, path.read_text())
+        assert text.count(old) == 1, (name, old)
+        path.write_text(text.replace(old, new))
+        return demo[0]
+
+    yield change
+    for path, text in kept.items():
+        path.write_text(text)
+
+
+def test_a_run_says_what_it_did_and_ends_with_a_table(demo):
+    out = demo[1]
+    for stage in ("captions", "download", "index", "features", "filter", "embed", "topics", "label", "domains", "episodes", "metatrain", "benchmark", "tune", "evaluate", "report"):
+        assert re.search(rf"^{stage}: .*\(\d+\.\d s\)$", out, re.M), stage
+    assert "CoOp + GRAM" in out and "average" in out
+
+
+def test_nothing_to_do_the_second_time(demo):
+    started = time.perf_counter()
+    done = run("dvc", "repro", cwd=demo[0])
+    print(f"dvc repro with nothing to do: {time.perf_counter() - started:.1f} s")
+    assert "Data and pipelines are up to date" in done.stdout + done.stderr
+    assert "Running stage" not in done.stdout
+
+
+def test_only_the_lock_can_change_in_git(demo):
+    """And it changes only where this machine's libraries give other bits than the one that committed it."""
+    assert set(run("git", "status", "--porcelain", cwd=demo[0]).stdout.split("\n")) <= {"", " M dvc.lock", "?? dvc.lock"}
+
+
+def test_filter_topics_and_domains_against_the_truth(demo):
+    found = metrics(demo, "check/demo")
+    print(found)
+    assert found["mismatch_precision"] > 0.8 and found["mismatch_recall"] > 0.8
+    assert found["coverage"] > 0.7 and found["topics"] >= 100
+    assert found["purity_by_family"] > 0.8 and found["purity_by_name"] > 0.75
+    assert found["domain_style_nmi"] > 0.5
+
+
+def test_the_web_was_as_broken_as_it_was_drawn(demo):
+    drawn, found = metrics(demo, "draw_web/demo"), metrics(demo, "index")
+    assert found["failed_to_download"] == drawn["dead"] > 0
+    assert found["failed_to_resize"] + found.get("broken", 0) == drawn["truncated"] + drawn["page"] > 0
+
+
+def test_zero_shot_is_far_from_chance_and_from_perfect(demo):
+    results = metrics(demo, "results")
+    average = (results["clip"]["base"] + results["clip"]["new"]) / 2
+    assert 35 < average < 85  # chance is 10
+
+
+def test_the_table_has_every_method_and_honest_numbers(demo):
+    """Recomputed from the per-picture scores, by other code."""
+    import polars as pl
+
+    with open(demo[0] / "data" / "report" / "results.csv") as file:
+        rows = {(r["benchmark"], r["method"]): r for r in csv.DictReader(file)}
+    assert len(rows) == 5 * 3
+    for (benchmark, method), row in rows.items():
+        if benchmark == "average":
+            continue
+        scores = pl.read_parquet(demo[0] / "data" / "scores" / benchmark / method / "scores.parquet")
+        for half in ("base", "new"):
+            of_half = scores.filter(pl.col("half") == half)
+            assert float(row[half]) == pytest.approx(100 * (of_half["label"] == of_half["predicted"]).mean(), abs=1e-9)
+        base, new = float(row["base"]), float(row["new"])
+        assert float(row["H"]) == pytest.approx(2 / (1 / base + 1 / new))
+
+
+def test_meta_training_started_with_something_to_learn(demo):
+    found = metrics(demo, "metatrain/coop_gram")
+    assert found["start_loss_first"] > 0.05 and found["raw_gradient_rms_first"] > 1e-4
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.outside, self.pictures = [], 0
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "href") and not value.startswith(("data:", "#")):
+                self.outside.append(value)
+            self.pictures += tag == "img" and name == "src"
+
+
+def test_the_report_needs_nothing_beside_it(demo):
+    html = (demo[0] / "data" / "report" / "report.html").read_text()
+    page = Links()
+    page.feed(html)
+    assert page.outside == [] and page.pictures > 300
+    for words in ("Base-to-new", "CoOp + GRAM", "Topic map", "kept by the filter", "average"):
+        assert words in html
+
+
+def test_inner_lr_reruns_meta_training_and_what_follows_from_it(edit):
+    folder = edit("params.yaml", "inner_lr: 0.1", "inner_lr: 1e-02")  # as DVC writes numbers
+    assert would_run(folder) == {"metatrain@coop_gram", "report"} | {f"{s}_meta@{b}-coop_gram" for s in ("tune", "evaluate") for b in ("animals", "food", "vehicles", "things")}
+
+
+def test_min_cluster_size_starts_at_topics(edit):
+    stages = would_run(edit("params.yaml", "min_cluster_size: 12", "min_cluster_size: 20"))
+    assert {"topics", "label", "domains", "check@demo", "episodes@shifted", "metatrain@coop_gram", "report"} <= stages
+    assert not stages & {"captions", "download", "index", "features", "filter", "embed", "start@coop", "benchmark", "tune@food-coop"}
+
+
+def test_one_methods_entry_reruns_that_method(edit):
+    stages = would_run(edit("params.yaml", "regulator: affine, order: second}", "regulator: identity, order: second}"))
+    assert stages == {"metatrain@coop_gram", "report"} | {f"{s}_meta@{b}-coop_gram" for s in ("tune", "evaluate") for b in ("animals", "food", "vehicles", "things")}
+    stages = would_run(edit("params.yaml", "coop: {prompt: coop, title: CoOp}", "coop: {prompt: coop, title: CoOp again}"))
+    assert {"start@coop", "report"} <= stages and not stages & {"metatrain@coop_gram", "start@clip", "tune@food-clip", "tune_meta@food-coop_gram"}
+
+
+def test_one_benchmarks_entry_reruns_that_benchmark(edit):
+    stages = would_run(edit("params.yaml", 'food: {path: data/world/food.zip, template: "a photo of a {}."}', 'food: {path: data/world/food.zip, template: "a picture of a {}."}'))
+    assert "benchmark" in stages and "evaluate@food-clip" in stages
+    assert not {s for s in stages if "animals" in s or "things" in s} and not stages & {"metatrain@coop_gram", "topics"}
+
+
+def test_a_comment_in_gram_does_not_rerun_clustering(edit):
+    stages = would_run(edit("pipeline/gram/meta.py", '"""Algorithm 1', '# a comment\n"""Algorithm 1'))
+    assert "metatrain@coop_gram" in stages
+    assert not stages & {"captions", "download", "index", "features", "filter", "embed", "topics", "label", "domains", "episodes@shifted", "benchmark"}
+
+
+def test_importing_the_code_makes_nothing_stale(demo):
+    run(sys.executable, "-c", "import pipeline.schema, pipeline.world.sites", cwd=demo[0])
+    assert list((demo[0] / "pipeline").rglob("__pycache__")) and would_run(demo[0]) == set()
+
+
+def test_an_experiment_as_written_in_the_readme(demo):
+    """`dvc exp run -S inner_lr=0.01` runs through, changes the meta-learned method only, and is undone."""
+    folder, before = demo[0], metrics(demo, "results")
+    done = run("dvc", "exp", "run", "-n", "smaller-step", "-S", "inner_lr=0.01", cwd=folder)
+    ran = {s.partition("@")[0] for s in re.findall(r"Running stage '([^']+)'", done.stdout)}
+    assert ran == {"metatrain", "tune_meta", "evaluate_meta", "report"}
+    after = metrics(demo, "results")
+    assert after["coop"] == before["coop"] and after["clip"] == before["clip"] and after["coop_gram"] != before["coop_gram"]
+    run("git", "checkout", "--quiet", "params.yaml", cwd=folder)
+    done = run("dvc", "repro", cwd=folder)  # the run cache has the old results
+    assert "Running stage" not in done.stdout.replace("cached, skipping run", "") or "cached" in done.stdout
+    assert metrics(demo, "results") == before
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_stage_exits_non_zero_and_leaves_nothing(demo, tmp_path, signal_):
+    """And meta-training goes on from its checkpoint to the same result, to the byte."""
+    folder = demo[0]
+    (tmp_path / "params.yaml").write_text((folder / "params.yaml").read_text().replace("checkpoint_every: 50", "checkpoint_every: 5").replace("meta_steps: 300", "meta_steps: 40"))
+    command = [sys.executable, "stages/metatrain.py", "--params", tmp_path / "params.yaml", "--name", "coop_gram", "--episodes", "data/episodes/shifted"]
+    child = subprocess.Popen([*map(str, command), "--out", tmp_path / "out"], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while time.time() < deadline and not list(tmp_path.glob(".partial/*/checkpoint.safetensors")):
+        time.sleep(0.05)
+    child.send_signal(signal_)
+    assert child.wait() == 130 and "interrupted" in child.stderr.read()
+    assert not (tmp_path / "out").exists()
+    run(*command, "--out", tmp_path / "out", cwd=folder)
+    run(*command, "--out", tmp_path / "straight", cwd=folder)
+    for name in ("prompt.safetensors", "regulator.safetensors", "curve.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_a_damaged_artifact_stops_the_next_stage_with_one_message(demo, tmp_path):
+    whole = (demo[0] / "data" / "topics.parquet").read_bytes()
+    (tmp_path / "topics.parquet").write_bytes(whole[: len(whole) // 2])
+    done = run(sys.executable, "stages/label.py", "--kept", "data/kept.parquet", "--topics", tmp_path / "topics.parquet", "--out", tmp_path / "labels.parquet", cwd=demo[0], check=False)
+    assert done.returncode == 1 and not (tmp_path / "labels.parquet").exists()
+    assert "topics.parquet: not a complete Parquet file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_stage_explains_itself(demo):
+    for script in sorted((demo[0] / "stages").glob("[a-z]*.py")):
+        help_ = run(sys.executable, script, "--help", cwd="/").stdout
+        assert f"python stages/{script.name}" in help_ and "--params" in help_, script
+
+
+@pytest.mark.slow
+def test_two_clones_end_with_the_same_lock(demo, tmp_path):
+    other = clone(tmp_path / "clone")
+    run("dvc", "repro", cwd=other)
+    assert (other / "dvc.lock").read_text() == (demo[0] / "dvc.lock").read_text()
+
+
+def test_the_paper_profile_plans_without_any_data(tmp_path):
+    other = clone(tmp_path / "clone")
+    shutil.copy2(other / "profiles" / "paper.yaml", other / "params.yaml")
+    stages = run("dvc", "stage", "list", "--name-only", cwd=other).stdout.split()
+    assert "metatrain@coop_gram" in stages and "tune@imagenet-coop" in stages and not [s for s in stages if s.startswith("draw")]

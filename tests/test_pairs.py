@@ -1,0 +1,188 @@
+"""Download over a real loopback server, index, and noise filter."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import ROOT
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline.artifacts import read_table, write_table
+from pipeline.errors import InputError
+from pipeline.pairs.download import download
+from pipeline.pairs.index import index_pairs
+from pipeline.pairs.local_site import serve
+from pipeline.pairs.noise import match_scores, near_duplicates
+from pipeline.pairs.params import Download
+from pipeline.pairs.reading import read_pictures
+from pipeline.pairs.schemas import CAPTIONS, FETCHED
+
+def QUIET(items, label, total=None):
+    return tqdm(items, total=total, disable=True)
+
+
+def jpeg(seed, size=40):
+    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def settings(**changes):
+    return Download(**(dict(image_size=64, shard_rows=20, timeout=20, retries=0, min_success=0.5) | changes))
+
+
+def captions(path, urls):
+    keys = [f"k{i:03d}" for i in range(len(urls))]
+    write_table(pa.table([keys, [f"picture {i}" for i in range(len(urls))], urls], schema=CAPTIONS), path, CAPTIONS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    """50 links into a zip: 44 good, 2 gone, 1 cut off, 1 page, 1 file: URL, 1 that climbs out of the site."""
+    top = tmp_path_factory.mktemp("fetched")
+    with zipfile.ZipFile(top / "site.zip", "w") as site:
+        for i in range(44):
+            site.writestr(f"{i}.jpg", jpeg(i))
+        site.writestr("cut.jpg", jpeg(99)[:300])
+        site.writestr("page.jpg", "<!doctype html><p>moved")
+    urls = [f"{i}.jpg" for i in range(44)] + ["gone1.jpg", "gone2.jpg", "cut.jpg", "page.jpg", "file:///etc/hostname", "../../etc/hostname"]
+    table = captions(top / "captions.parquet", urls)
+    for run in ("one", "two"):
+        (top / run).mkdir()
+        counts = download(table, top / "site.zip", top / run, settings(), 2, 8, QUIET)
+    return top, table, counts
+
+
+def test_every_link_is_accounted_for(fetched):
+    top, table, counts = fetched
+    assert counts == {"links": 50, "shards": 3, "success": 44, "failed_to_download": 4, "failed_to_resize": 2}
+    pairs, statuses = index_pairs(table, top / "one", QUIET)
+    assert statuses["success"] == 44 and len(pairs) == 50
+    error = dict(zip(pairs["key"].to_pylist(), pairs["error"].to_pylist()))
+    assert error["k044"].startswith("HTTP Error 404") and error["k048"] == "not a http(s) URL" and error["k049"].startswith("HTTP Error 404")
+
+
+def test_two_downloads_give_the_same_bytes(fetched):
+    """img2dataset's own shards differ in order and dates from run to run."""
+    top = fetched[0]
+    names = sorted(p.name for p in (top / "one").iterdir())
+    assert names == ["00000.tar", "00001.tar", "00002.tar", "fetched.parquet"]
+    for name in names:
+        assert (top / "one" / name).read_bytes() == (top / "two" / name).read_bytes()
+
+
+def test_pictures_arrive_unchanged_and_in_key_order(fetched):
+    shard = list(read_pictures(fetched[0] / "one" / "00001.tar"))
+    assert [k for k, _ in shard] == [f"k{i:03d}" for i in range(20, 40)]
+    assert shard[3][1] == jpeg(23)
+
+
+def test_a_server_that_is_down(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    table = captions(tmp_path / "c.parquet", [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(5)])
+    (tmp_path / "work").mkdir()
+    with pytest.raises(InputError, match=r"only 0.0% of 5 links.*Connection refused.*Is the server up\?"):
+        download(table, None, tmp_path / "work", settings(), 1, 4, QUIET)
+
+
+def test_nothing_to_ask_for(tmp_path):
+    table = captions(tmp_path / "c.parquet", ["file:///etc/hostname", "relative.jpg"])
+    (tmp_path / "work").mkdir()
+    with pytest.raises(InputError, match="no http"):
+        download(table, None, tmp_path / "work", settings(), 1, 4, QUIET)
+
+
+@pytest.mark.parametrize("path", ["../secret.txt", "%2e%2e/secret.txt", "a/../../secret.txt", "/etc/hostname"])
+def test_the_local_site_does_not_serve_its_neighbours(tmp_path, path):
+    import http.client
+
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "ok.jpg").write_bytes(b"ok")
+    (tmp_path / "secret.txt").write_text("secret")
+    with serve(tmp_path / "site") as base:
+        host = base.removeprefix("http://").rstrip("/")
+        for name, status in ((path, 404), ("ok.jpg", 200)):
+            connection = http.client.HTTPConnection(host)
+            connection.request("GET", "/" + name)
+            assert connection.getresponse().status == status
+
+
+def test_interrupted_and_resumed(tmp_path):
+    """SIGTERM in the middle; the second run fetches only what was not finished, and gives the same artifact."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    asked = []
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            time.sleep(0.05)
+            content = jpeg(int(self.path[1:-4]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    Thread(target=server.serve_forever, daemon=True).start()
+    table = captions(tmp_path / "c.parquet", [f"http://127.0.0.1:{server.server_address[1]}/{i}.jpg" for i in range(120)])
+    text = (ROOT / "params.yaml").read_text().replace("shard_rows: 1000", "shard_rows: 20").replace("pictures: pictures.zip", "pictures: null")
+    (tmp_path / "params.yaml").write_text(text)
+    command = [sys.executable, "stages/download.py", "--params", tmp_path / "params.yaml", "--captions", table, "--out", tmp_path / "shards"]
+    environment = os.environ | {"DOWNLOAD_PROCESSES": "1", "DOWNLOAD_THREADS": "2"}
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    work = None
+    deadline = time.time() + 120
+    while time.time() < deadline and not (work and len(list(work.glob("raw/*_stats.json"))) >= 2):
+        time.sleep(0.05)
+        work = next(iter((tmp_path / ".partial").glob("shards-*")), None)
+    os.killpg(child.pid, signal.SIGTERM)
+    assert child.wait() == 130
+    time.sleep(0.5)  # requests under way when the downloader died still reach the server's log
+    finished = [int(p.name.split("_")[0]) for p in work.glob("raw/*_stats.json")]
+    before = len(asked)
+    assert not (tmp_path / "shards").exists() and 2 <= len(finished) < 6
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    again = {int(path[1:-4]) // 20 for path in asked[before:]}
+    assert again == set(range(6)) - set(finished)
+    assert len(read_table(tmp_path / "shards" / "fetched.parquet", FETCHED)) == 120
+    assert sum(1 for s in sorted((tmp_path / "shards").glob("*.tar")) for _ in read_pictures(s)) == 120
+
+
+def unit(x):
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def test_csls_by_brute_force():
+    rng = np.random.default_rng(0)
+    image, text = unit(rng.normal(size=(30, 6))), unit(rng.normal(size=(30, 6)))
+    similarity = image @ text.T
+    nearest = lambda s: np.sort(s, axis=1)[:, -4:].mean(axis=1)
+    expected = 2 * np.diag(similarity) - nearest(similarity) - nearest(similarity.T)
+    assert np.allclose(match_scores(image, text, "csls", 4), expected, atol=1e-5)
+    assert np.allclose(match_scores(image, text, "cosine", 4), np.diag(similarity), atol=1e-6)
+
+
+def test_the_first_of_near_duplicates_stays():
+    x = unit(np.array([[1, 0, 0], [0, 1, 0], [1, 0.001, 0], [1, 0, 0.002], [0, 0, 1]]))
+    assert near_duplicates(x, 0.999).tolist() == [False, False, True, True, False]
+    assert not near_duplicates(x, 1.01).any()
