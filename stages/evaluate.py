@@ -78,7 +78,8 @@ def main():
         pl.DataFrame(epochs, schema=["seed", "epoch", "half", "top1"], orient="row").write_csv(temporary, float_precision=4)
     by_half = accuracy_by_seed(pl.from_arrow(scores))
     figures = summarise(by_half["base"], by_half["new"])
-    words = f"{args.out}: base {figures['base']:.2f} ± {figures['base_sd']:.2f}, new {figures['new']:.2f} ± {figures['new_sd']:.2f}, H {figures['H']:.2f} (%, {figures['seeds']} seeds)"
+    shown = ", ".join(f"{k} {figures[k]:.2f}" + (f" ± {figures[f'{k}_sd']:.2f}" if figures["seeds"] > 1 else "") for k in ("base", "new", "H"))
+    words = f"{args.out}: {shown} (%, seeds: {figures['seeds']})"
     return words, {k: round(figures[k], 4) for k in ("base", "new", "H")}, args.metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def embed_captions(kept: Path, work: Path, model: str, progress) -> tuple[int, i
     for shard, rows in enumerate(progress(list(table.iter_slices(SHARD_ROWS)), "embedding")):
         out = work / f"{shard:05d}.parquet"
         if not out.exists():
-            vectors = encoder.encode(rows["caption"].to_list(), batch_size=128, normalize_embeddings=True, show_progress_bar=None)
+            vectors = encoder.encode(rows["caption"].to_list(), batch_size=128, normalize_embeddings=True, show_progress_bar=sys.stderr.isatty())
             schema = sentences_schema(dim)
             write_table(pa.table([rows["key"].to_arrow().cast(pa.string()), to_vectors(vectors)], schema=schema), out, schema)
     return len(table), dim
