@@ -190,7 +190,7 @@ def test_a_comment_in_gram_does_not_rerun_clustering(edit):
 
 
 def test_importing_the_code_makes_nothing_stale(demo):
-    run(sys.executable, "-c", "import pipeline.schema, pipeline.world.sites", cwd=demo[0])
+    run(sys.executable, "-c", "import pipeline.schema, pipeline.world.sites", cwd=demo[0], PYTHONDONTWRITEBYTECODE="")
     assert list((demo[0] / "pipeline").rglob("__pycache__")) and would_run(demo[0]) == set()
 
 
