@@ -15,6 +15,7 @@ from pipeline.artifacts import read_table, replacing
 from pipeline.benchmarks.params import Benchmark, FewShot
 from pipeline.clustering.schemas import DOMAINS, LABELS, TOPICS
 from pipeline.gram.params import Methods
+from pipeline.pairs.noise import least_score
 from pipeline.pairs.params import Filter
 from pipeline.pairs.schemas import KEPT, PAIRS
 from pipeline.params import load_params
@@ -78,7 +79,7 @@ def main():
     reasons = kept.filter(~pl.col("kept")).group_by("reason").len().sort("len", descending=True)
     dropped = "Lost on the way: " + ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in [*failures.iter_rows(), *reasons.iter_rows()]) + "."
     judged = kept["reason"].is_in(["", "mismatch"]).to_numpy()
-    floor = p.filter.threshold if p.filter.select == "threshold" else float(kept["score"].quantile(p.filter.threshold))
+    scores = kept["score"].to_numpy()
     name_of = dict(labels.select("topic", "name").iter_rows())
     points = topics.sample(min(len(topics), p.report.map_points), seed=p.seed).join(kept.select("key", "caption"), on="key").sort("key")
     outliers = int((topics["topic"] < 0).sum())
@@ -89,7 +90,7 @@ def main():
         "titles": list(titles.values()), "shots": p.few_shot.shots, "seeds": len(p.few_shot.seeds),
         "rows": table_rows(results, chance(args.benchmarks, names), list(titles)),
         "funnel": figure_html(figures.funnel(counts), "funnel"), "dropped": dropped,
-        "histogram": figure_html(figures.score_histogram(kept["score"].to_numpy(), judged, floor), "scores"),
+        "histogram": figure_html(figures.score_histogram(scores, judged, least_score(scores, p.filter)), "scores"),
         "map": figure_html(figures.topic_map(points, name_of), "topic-map"),
         "map_note": f"One dot per kept caption ({len(points):,} shown), near to those that say similar things; {outliers:,} are in no topic.",
         "cards": topic_cards(labels, domains, kept, pairs, args.shards, topics=p.report.topics, per_domain=p.report.pictures_per_domain),

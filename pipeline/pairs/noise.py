@@ -36,6 +36,11 @@ def match_scores(image: np.ndarray, text: np.ndarray, score: str, neighbours: in
     return 2 * own - neighbourhood(image, text, neighbours) - neighbourhood(text, image, neighbours)
 
 
+def least_score(scores: np.ndarray, settings: Filter) -> float:
+    """The score below which a pair is a mismatch."""
+    return settings.threshold if settings.select == "threshold" else float(np.quantile(scores, settings.threshold))
+
+
 def near_duplicates(image: np.ndarray, similarity: float) -> np.ndarray:
     """(n,) True where an earlier row shows (almost) the same picture; the first of each group stays."""
     repeated = np.zeros(len(image), bool)
@@ -63,7 +68,7 @@ def filter_pairs(pairs: Path, features: Path, settings: Filter) -> tuple[pa.Tabl
     if table["key"].to_list() != keys:
         raise InputError(f"{features}: its keys are not those of the fetched pairs in {pairs}; run `dvc repro` so that both come from one run")
     scores = match_scores(image, text, settings.score, settings.neighbours)
-    floor = settings.threshold if settings.select == "threshold" else float(np.quantile(scores, settings.threshold))
+    floor = least_score(scores, settings)
     sides = pl.min_horizontal("width", "height")
     judged = table.with_columns(
         score=pl.Series(scores, dtype=pl.Float32),
