@@ -1,92 +1,406 @@
-"""The meta-training loop: exact resume, and a clear stop when numbers go wrong."""
+"""The meta-training loop: exact resume, processes that share a batch, and a clear stop when numbers go wrong."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import tqdm
 from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from pipeline.artifacts import to_vectors, write_table
-from pipeline.clip.backbone import load_backbone
+from pipeline.clip import blocks
+from pipeline.clip.backbone import load_backbone, open_picture
 from pipeline.episodes.schemas import episodes_schema
+from pipeline.episodes.shards import read_episodes
 from pipeline.errors import InputError
+from pipeline.gram import train as loop
 from pipeline.gram.meta import InnerStep
 from pipeline.gram.params import Outer, Regulator
 from pipeline.gram.regulator import initial_phi
-from pipeline.gram.train import meta_train
-from pipeline.prompts.coop import CoOp
+from pipeline.gram.train import load_batch, meta_step, meta_train, schedule
+from pipeline.prompts import METHODS
 
 NAMES = ["lion", "tiger", "bus", "pizza", "guitar"]
+TASKS, WAYS, SHOTS, QUERIES = 12, 3, 2, 3
+INNER = InnerStep(0.1, 1, True, "rms")
 
 
 @pytest.fixture(scope="module")
-def method():
-    return CoOp(load_backbone(ROOT / "demo" / "backbone"))
+def backbone():
+    return load_backbone(ROOT / "demo" / "backbone")
+
+
+@pytest.fixture(scope="module")
+def method(backbone):
+    return METHODS["coop"](backbone)
+
+
+def jpeg(rng, name):
+    """A patch of noise with the class's own colour."""
+    colour = np.random.default_rng(NAMES.index(name)).uniform(40, 215, 3)
+    pixels = np.clip(colour + rng.normal(scale=50, size=(48, 48, 3)), 0, 255)
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "jpeg")
+    return file.getvalue()
+
+
+def write_episodes(folder, spoiled=()):
+    """3-way tasks with random picture features: hard, so that there is something to learn. `spoiled` ones hold a NaN."""
+    rng, schema = np.random.default_rng(0), episodes_schema(128)
+    rows, pictures = [], []
+    for task in range(TASKS):
+        names = rng.choice(NAMES, WAYS, replace=False)
+        for role, count in (("support", SHOTS), ("query", QUERIES)):
+            rows += [(task, role, k, names[k], k, 0, "key") for k in range(WAYS) for _ in range(count)]
+            pictures += [jpeg(rng, names[k]) for k in range(WAYS) for _ in range(count)]
+    x = rng.normal(size=(len(rows), 128))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    for task in spoiled:
+        x[task * WAYS * (SHOTS + QUERIES), 7] = np.nan
+    columns = [pa.array(c, type=f.type) for c, f in zip(zip(*rows), schema)]
+    table = pa.table([*columns, to_vectors(x), pa.array(pictures, pa.binary())], schema=schema)
+    write_table(table, folder / "00000.parquet", schema, row_group_size=WAYS * (SHOTS + QUERIES))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def episodes(tmp_path_factory):
-    """Twelve 3-way tasks with random picture features: hard, so that there is something to learn."""
-    folder, rng = tmp_path_factory.mktemp("episodes"), np.random.default_rng(0)
-    schema = episodes_schema(128)
-    rows = []
-    for task in range(12):
-        names = rng.choice(NAMES, 3, replace=False)
-        for role, count in (("support", 2), ("query", 3)):
-            rows += [(task, role, k, names[k], k, 0, "key") for k in range(3) for _ in range(count)]
-    x = rng.normal(size=(len(rows), 128))
-    columns = [pa.array(c, type=f.type) for c, f in zip(zip(*rows), schema)]
-    table = pa.table([*columns, to_vectors(x / np.linalg.norm(x, axis=1, keepdims=True)), pa.array([b""] * len(rows), pa.binary())], schema=schema)
-    write_table(table, folder / "00000.parquet", schema, row_group_size=15)
-    return folder
+    return write_episodes(tmp_path_factory.mktemp("episodes"))
 
 
 class Stop(Exception):
     pass
 
 
-def train(method, episodes, work, steps=10, stop=None, **changes):
-    def progress(items, label, total=None):
-        import tqdm
+def outer(**changes):
+    return Outer(**({
+        "optimiser": "adamw", "weight_decay": 0.0, "schedule": "constant", "clip_norm": 1.0, "precision": "fp32", "recompute": False, "measure_every": 1, "checkpoint_every": 3,
+    } | changes))
 
+
+def start(method, regulated=True, count=4):
+    theta = {k: v.requires_grad_() for k, v in method.initial(count, torch.Generator().manual_seed(1)).items()}
+    settings = Regulator(input_scale="rms", bias=2.0, weight_std=0.02, bias_per_token=True)
+    phi = initial_phi(theta, settings, torch.Generator().manual_seed(2)) if regulated else {}
+    return theta, {k: v.requires_grad_() for k, v in phi.items()}
+
+
+def train(method, episodes, work, steps=10, stop=None, pause=None, regulated=True, **changes):
+    """`stop`: raise at that step; `pause`: step from which on there is a pause before each."""
+
+    def progress(items, label, total=None):
         def some():
             for i in items:
                 if i == stop:
                     raise Stop
+                if pause is not None and i >= pause:
+                    time.sleep(0.5)
                 yield i
 
         return tqdm.tqdm(some(), disable=True)
 
-    theta = method.initial(4, torch.Generator())
-    phi = initial_phi(theta, Regulator(input_scale="rms", bias=2.0))
-    for leaf in (*theta.values(), *phi.values()):
-        leaf.requires_grad_()
-    settings = dict(inner=InnerStep(0.1, 1, True, "rms"), outer=Outer(clip_norm=1.0, checkpoint_every=3), outer_lr=0.01, regulator_lr=0.01, batch=4, steps=steps)
+    work.mkdir(exist_ok=True)
+    theta, phi = start(method, regulated)
+    settings = {"inner": INNER, "outer": outer(), "outer_lr": 0.01, "regulator_lr": 0.01, "batch": 4, "steps": steps}
     curve = meta_train(method, theta, phi, episodes, work, progress=progress, **(settings | changes))
     return theta, phi, curve
 
 
-def test_resumed_training_is_the_same_to_the_bit(method, episodes, tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    theta, phi, curve = train(method, episodes, tmp_path / "a")
+def tensors_of(theta, phi):
+    return {f"theta/{k}": v.detach() for k, v in theta.items()} | {f"phi/{k}": v.detach() for k, v in phi.items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def assert_close(found, expected, rtol=1e-6):
+    """Each tensor within `rtol` of the other's largest entry."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert (found[name] - expected[name]).abs().max() <= rtol * expected[name].abs().max(), name
+
+
+def one_step(method, episodes, numbers, inner=INNER, regulated=True, shares=1, theta_phi=None, **changes):
+    """`meta_step` on some tasks, with everything measured."""
+    theta, phi = theta_phi or start(method, regulated)
+    tasks = [t for t in read_episodes(episodes, method.sees_pixels) if t.number in numbers]
+    size = len(tasks) // shares
+    return meta_step(method, theta, phi, [load_batch(method, tasks[i : i + size]) for i in range(0, len(tasks), size)], inner, outer(**changes), True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"outer": outer(optimiser="sgd", schedule="cosine", weight_decay=0.01)}], ids=["adamw", "sgd"])
+def test_resumed_training_is_the_same_to_the_bit(method, episodes, tmp_path, changes):
+    theta, phi, curve = train(method, episodes, tmp_path / "a", **changes)
     with pytest.raises(Stop):
-        train(method, episodes, tmp_path / "b", stop=8)  # the checkpoint is at step 6
-    again, phi_again, curve_again = train(method, episodes, tmp_path / "b")
-    assert torch.equal(theta["text"], again["text"])
-    assert all(torch.equal(phi[k], phi_again[k]) for k in phi)
-    assert curve == curve_again and len(curve) == 10
+        train(method, episodes, tmp_path / "b", stop=8, **changes)  # the checkpoint is at step 6
+    assert not equal(load_file(tmp_path / "a" / "checkpoint.safetensors"), load_file(tmp_path / "b" / "checkpoint.safetensors"))
+    theta_again, phi_again, curve_again = train(method, episodes, tmp_path / "b", **changes)
+    assert equal(tensors_of(theta, phi), tensors_of(theta_again, phi_again))
+    assert curve == curve_again and [row["step"] for row in curve] == list(range(10))
+
+
+@pytest.mark.parametrize("prompt", ["coop", "vpt"])
+def test_the_towers_run_in_one_thread_only(backbone, episodes, tmp_path, monkeypatch, prompt):
+    """Which attention runs is a setting of the whole process: in the thread that reads ahead it would be a matter of timing."""
+    threads, method = [], METHODS[prompt](backbone)
+    for name in ("prepare", "look", "logits"):
+        call = getattr(method, name)
+        monkeypatch.setattr(method, name, lambda *args, call=call: threads.append(threading.current_thread()) or call(*args), raising=False)
+    train(method, episodes, tmp_path, steps=2, batch=1)
+    assert set(threads) == {threading.main_thread()}
+
+
+HARD_KILL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_training as t
+method = t.METHODS["coop"](t.load_backbone(t.ROOT / "demo" / "backbone"))
+t.train(method, Path({episodes!r}), Path({work!r}), pause=4)
+"""
+
+
+def test_training_goes_on_after_a_hard_kill(method, episodes, tmp_path):
+    theta, phi, curve = train(method, episodes, tmp_path / "whole")
+    work, checkpoint = tmp_path / "killed", tmp_path / "killed" / "checkpoint.safetensors"
+    script = HARD_KILL.format(tests=str(ROOT / "tests"), episodes=str(episodes), work=str(work))
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    try:
+        limit = time.monotonic() + 120
+        while not checkpoint.exists() and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and checkpoint.exists()
+    theta_again, phi_again, curve_again = train(method, episodes, work)
+    assert curve == curve_again
+    assert equal(tensors_of(theta, phi), tensors_of(theta_again, phi_again))
+
+
+TORCHRUN = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_training as t
+from safetensors.torch import save_file
+out = Path({out!r})
+method = t.METHODS["coop"](t.load_backbone(t.ROOT / "demo" / "backbone"))
+loads = []
+load = t.loop.load_batch
+t.loop.load_batch = lambda m, tasks, pictures: loads.append([e.number for e in tasks]) or load(m, tasks, pictures)
+theta, phi, curve = t.train(method, Path({episodes!r}), out / "work", steps=3, outer=t.outer(optimiser="sgd", clip_norm=100.0), outer_lr=0.1, regulator_lr=0.1)
+(out / f"loads{{os.environ['RANK']}}").write_text(repr(loads[:3]))
+(out / f"curve{{os.environ['RANK']}}").write_text(repr(curve))
+save_file(t.tensors_of(theta, phi), out / f"rank{{os.environ['RANK']}}.safetensors")
+"""
+
+
+def test_two_processes_do_what_one_does(method, episodes, tmp_path):
+    """SGD without clipping, so that what θ and φ moved by shows the meta-gradients' size."""
+    script = tmp_path / "two.py"
+    script.write_text(TORCHRUN.format(tests=str(ROOT / "tests"), episodes=str(episodes), out=str(tmp_path)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), str(script)]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1", "DEVICE": "cpu"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    changes = {"steps": 3, "outer": outer(optimiser="sgd", clip_norm=100.0), "outer_lr": 0.1, "regulator_lr": 0.1}
+    theta, phi, curve = train(method, episodes, tmp_path / "one", **changes)
+    expected, begin = tensors_of(theta, phi), tensors_of(*start(method))
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"rank{rank}.safetensors")
+        assert_close({k: v - begin[k] for k, v in found.items()}, {k: v - begin[k] for k, v in expected.items()}, 1e-4)
+        assert_close(found, expected)
+        for row, other in zip(curve, eval((tmp_path / f"curve{rank}").read_text()), strict=True):
+            assert row == pytest.approx(other, rel=1e-4)
+    assert [eval((tmp_path / f"loads{rank}").read_text()) for rank in (0, 1)] == [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10, 11]]]
+    assert equal(load_file(tmp_path / "rank0.safetensors"), load_file(tmp_path / "rank1.safetensors"))
+
+
+def test_a_batch_that_cannot_be_shared(method, episodes, tmp_path):
+    with pytest.raises(InputError, match="'meta_batch' is 4, which 1 processes with 3 tasks at once cannot share evenly; choose a multiple of 3"):
+        train(method, episodes, tmp_path, at_once=3)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_tasks_at_once_change_nothing_but_rounding(method, episodes, tmp_path, at_once):
+    changes = {"steps": 3, "outer": outer(optimiser="sgd", clip_norm=100.0), "outer_lr": 0.1, "regulator_lr": 0.1}
+    whole = train(method, episodes, tmp_path / "whole", **changes)
+    shared = train(method, episodes, tmp_path / "shared", at_once=at_once, **changes)
+    begin = tensors_of(*start(method))
+    moved = lambda run: {k: v - begin[k] for k, v in tensors_of(*run[:2]).items()}
+    assert_close(moved(shared), moved(whole), 1e-4)
+    for row, other in zip(whole[2], shared[2], strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
 
 
 def test_learning_changes_tokens_and_regulator_and_lowers_the_loss(method, episodes, tmp_path):
     theta, phi, curve = train(method, episodes, tmp_path, steps=30)
-    assert not torch.equal(theta["text"], method.initial(4, torch.Generator())["text"])
-    assert phi["text.W_beta"].abs().max() > 0 and phi["text.W_gamma"].abs().max() > 0
+    begin = tensors_of(*start(method))
+    for name, after in tensors_of(theta, phi).items():
+        assert not torch.equal(after, begin[name]), name
     assert np.mean([c["query_loss"] for c in curve[-6:]]) < np.mean([c["query_loss"] for c in curve[:6]])
 
 
-def test_numbers_that_are_not_finite_name_the_tasks(method, episodes, tmp_path):
-    with pytest.raises(InputError, match=r"not finite at meta-step \d+ \(tasks 0, 1, 2, 3\).*lower 'inner_lr'"):
+@pytest.mark.parametrize("prompt", ["vpt", "joint"])
+def test_visual_tokens_learn_from_the_pictures(backbone, episodes, tmp_path, prompt):
+    """The bytes in the shards are decoded; the cached features (random here) are not used."""
+    method = METHODS[prompt](backbone)
+    theta, _phi, curve = train(method, episodes, tmp_path, steps=9, batch=2, outer_lr=0.05)
+    assert np.mean([c["query_loss"] for c in curve[-3:]]) < np.mean([c["query_loss"] for c in curve[:3]])
+    assert all((theta[k] - v).abs().max() > 0.01 for k, v in start(method)[0].items())
+
+    # The first row, from the files: what open_clip says of these pictures with the tokens of the start.
+    losses = []
+    for task in list(read_episodes(episodes, pictures=True))[:2]:
+        pixels = torch.stack([backbone.test_view(open_picture(p)) for p in task.query_pictures])
+        with torch.no_grad():
+            tokens = {k: v.unsqueeze(0) for k, v in start(method)[0].items()}
+            logits = method.logits(tokens, method.prepare([task.names]), method.look(pixels.unsqueeze(0)))[0]
+        losses.append(F.cross_entropy(logits, torch.arange(WAYS).repeat_interleave(QUERIES)).item())
+    assert curve[0]["start_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_without_inner_steps_it_is_plain_classification(method, episodes):
+    """algorithm: pretrain is the gradient of the mean cross-entropy over all of the tasks' pictures at θ."""
+    found = one_step(method, episodes, {1, 4}, inner=InnerStep(0.1, 0), regulated=False)
+    theta, _ = start(method)
+    table, losses, hits = pq.read_table(episodes / "00000.parquet").to_pylist(), [], []
+    for number in (1, 4):
+        rows = [r for r in table if r["task"] == number]
+        names = [next(r["name"] for r in rows if r["label"] == k) for k in range(WAYS)]
+        features = torch.tensor(np.array([r["image"] for r in rows], dtype=np.float32))
+        labels = torch.tensor([r["label"] for r in rows])
+        logits = method.logits({"text": theta["text"].unsqueeze(0)}, method.prepare([names]), features.unsqueeze(0))[0]
+        losses.append(F.cross_entropy(logits, labels))
+        hits.append((logits.argmax(1) == labels).float().mean().item())
+    loss = sum(losses) / 2
+    assert_close(found.theta, {"text": torch.autograd.grad(loss, theta["text"])[0]}, 1e-4)
+    assert found.phi == {} and found.figures == pytest.approx({"query_loss": loss.item(), "query_accuracy": np.mean(hits)}, rel=1e-5)
+
+
+def test_pretraining_runs_and_leaves_what_it_cannot_measure_empty(method, episodes, tmp_path):
+    _theta, phi, curve = train(method, episodes, tmp_path, steps=3, regulated=False, inner=InnerStep(0.1, 0))
+    assert curve[0].keys() == set(loop.COLUMNS) and curve[0]["start_loss"] is None and curve[0]["raw_rms"] is None
+    assert phi == {} and curve[0]["phi_norm"] == 0.0 and curve[0]["theta_norm"] > 0
+
+
+def test_agreement_columns(method, episodes, tmp_path):
+    """Normalised inner products; R^φ changes them, plain gradients do not; measured every other step here."""
+    _, _, curve = train(method, episodes, tmp_path / "gram", steps=4, outer=outer(measure_every=2))
+    _, _, plain = train(method, episodes, tmp_path / "maml", steps=4, regulated=False)
+    assert [row["raw_agreement"] is None for row in curve] == [False, True, False, True]
+    for row in (*curve[::2], *plain):
+        assert -1 <= row["raw_agreement"] <= 1 and -1 <= row["regulated_agreement"] <= 1
+    assert all(row["raw_agreement"] == row["regulated_agreement"] for row in plain)
+    assert curve[0]["raw_agreement"] == pytest.approx(plain[0]["raw_agreement"], rel=1e-5)
+    assert curve[0]["raw_agreement"] != pytest.approx(curve[0]["regulated_agreement"], rel=1e-5)
+
+
+def test_sgd_by_hand(method, episodes, tmp_path):
+    """Two steps with momentum 0.9: v ← 0.9 v + g + weight_decay · θ, θ ← θ − rate · v."""
+    changes = {"optimiser": "sgd", "clip_norm": 100.0, "weight_decay": 0.1}
+    theta, phi, _ = train(method, episodes, tmp_path, steps=2, outer=outer(**changes), outer_lr=0.5, regulator_lr=0.25)
+    at, moved = start(method), None
+    for numbers in ({0, 1, 2, 3}, {4, 5, 6, 7}):
+        found = one_step(method, episodes, numbers, theta_phi=at)
+        gradients = [{k: g + 0.1 * leaf[k].detach() for k, g in part.items()} for leaf, part in zip(at, (found.theta, found.phi))]
+        moved = gradients if moved is None else [{k: 0.9 * v[k] + g[k] for k in g} for v, g in zip(moved, gradients)]
+        at = tuple({k: (v.detach() - rate * m[k]).requires_grad_() for k, v in leaf.items()} for leaf, m, rate in zip(at, moved, (0.5, 0.25)))
+    assert_close(tensors_of(theta, phi), tensors_of(*at))
+
+
+def test_adamw_by_hand(method, episodes, tmp_path):
+    """Its first step is θ (1 − rate · weight_decay) − rate · g / (|g| + 1e-8), g clipped to `clip_norm`, of θ and φ apart."""
+    theta, phi, curve = train(method, episodes, tmp_path, steps=1, outer=outer(weight_decay=0.5, clip_norm=1e-7), outer_lr=0.02, regulator_lr=0.01)
+    found, begin = one_step(method, episodes, {0, 1, 2, 3}), start(method)
+    for leaves, gradients, after, rate, column in zip(begin, (found.theta, found.phi), (theta, phi), (0.02, 0.01), ("theta_norm", "phi_norm")):
+        norm = torch.cat([g.flatten() for g in gradients.values()]).norm().item()
+        assert curve[0][column] == pytest.approx(norm, rel=1e-5)
+        for name, g in gradients.items():
+            g = g * 1e-7 / (norm + 1e-6)
+            expected = leaves[name].detach() * (1 - rate * 0.5) - rate * g / (g.abs() + 1e-8)
+            assert (after[name] - expected).abs().max() < 2e-6, name
+
+
+def test_the_cosine_schedule_ends_at_zero(method, episodes, tmp_path, monkeypatch):
+    assert [schedule(i, 8, "cosine") for i in (0, 4)] == pytest.approx([1.0, 0.5]) and schedule(8, 8, "cosine") == pytest.approx(0.0, abs=1e-12)
+    assert all(schedule(i, 8, "cosine") > schedule(i + 1, 8, "cosine") for i in range(8))
+    assert {schedule(i, 8, "constant") for i in range(9)} == {1.0}
+
+    rates, make = [], loop.optimiser_of
+
+    def watched(*args):
+        optimiser = make(*args)
+        optimiser.register_step_pre_hook(lambda o, *_: rates.append([g["lr"] for g in o.param_groups]))
+        return optimiser
+
+    monkeypatch.setattr(loop, "optimiser_of", watched)
+    with pytest.raises(Stop):
+        train(method, episodes, tmp_path, steps=5, stop=4, outer=outer(schedule="cosine"), outer_lr=0.1, regulator_lr=0.2)
+    train(method, episodes, tmp_path, steps=5, outer=outer(schedule="cosine"), outer_lr=0.1, regulator_lr=0.2)  # from step 3 on
+    of_step = [0.5 * (1 + np.cos(np.pi * i / 5)) for i in (0, 1, 2, 3, 3, 4)]
+    assert np.allclose(rates, [[0.1 * r, 0.2 * r] for r in of_step])
+
+
+def cosine(a, b):
+    flat = lambda part: torch.cat([part[k].flatten() for k in a])
+    return F.cosine_similarity(flat(a), flat(b), dim=0).item()
+
+
+@pytest.mark.parametrize("prompt", ["coop", "vpt"])
+def test_bf16_is_close_to_fp32(backbone, episodes, prompt):
+    """Not equal, or the precision would not have been used; tokens, regulator and their gradients stay fp32."""
+    method = METHODS[prompt](backbone)
+    exact, short = (one_step(method, episodes, {0, 1} if prompt == "coop" else {0}, precision=p) for p in ("fp32", "bf16"))
+    assert all(g.dtype == torch.float32 for g in (*short.theta.values(), *short.phi.values()))
+    assert 0.98 < cosine(exact.theta, short.theta) < 0.999999
+    assert 0.98 < cosine(exact.phi, short.phi) < 0.999999
+    assert short.figures["query_loss"] == pytest.approx(exact.figures["query_loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+@pytest.mark.parametrize("prompt", ["coop", "vpt", "joint"])
+def test_recomputed_activations_give_the_same_gradients(backbone, episodes, prompt, second_order, monkeypatch):
+    method, inner = METHODS[prompt](backbone), InnerStep(0.1, 2, second_order, "rms")
+    runs, block = [], blocks._block
+    monkeypatch.setattr(blocks, "_block", lambda *args: runs.append(1) or block(*args))
+    kept = one_step(method, episodes, {0, 1}, inner=inner)
+    without = len(runs)
+    again = one_step(method, episodes, {0, 1}, inner=inner, recompute=True)
+    assert len(runs) - without > without > 0
+    assert_close(again.theta | again.phi, kept.theta | kept.phi, 1e-4)
+    assert again.figures == pytest.approx(kept.figures, rel=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [None, 2])
+def test_a_task_that_is_not_finite_is_named(method, tmp_path, at_once):
+    """Task 6 is in the second batch; its neighbours are not blamed, and what was learned before it is kept."""
+    (tmp_path / "episodes").mkdir()
+    spoiled = write_episodes(tmp_path / "episodes", spoiled=[6])
+    with pytest.raises(InputError, match=r"episodes: at meta-step 1, loss or gradient is not finite \(tasks 6\); lower 'inner_lr'"):
+        train(method, spoiled, tmp_path / "work", at_once=at_once, outer=outer(checkpoint_every=1))
+    kept = load_file(tmp_path / "work" / "checkpoint.safetensors")
+    assert all(v.isfinite().all() for v in kept.values())
+
+
+def test_all_tasks_are_named_if_all_are_at_fault(method, episodes, tmp_path):
+    with pytest.raises(InputError, match=r"at meta-step 0, loss or gradient is not finite \(tasks 0, 1, 2, 3\); lower 'inner_lr'"):
         train(method, episodes, tmp_path, inner=InnerStep(float("inf"), 1, True, "rms"))
 
 

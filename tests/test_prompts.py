@@ -1,0 +1,149 @@
+"""The prompt methods in float64: against plain loops over open_clip's modules, and how their tokens begin."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_meta_gradient import KINDS, NAMES, TEMPLATE, TOKENS, K, T, World, small_backbone
+
+from pipeline.errors import InputError
+from pipeline.prompts import METHODS
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return small_backbone(text_layers=3, vision_layers=3)
+
+
+DEPTHS = [*((kind, 1) for kind in KINDS), *((kind, depth) for kind in ("coop", "vpt", "joint", "coupled") for depth in (2, 3))]
+
+
+def differing(world):
+    """Tokens of T tasks that are all different, without gradients."""
+    generator = torch.Generator().manual_seed(8)
+    return {k: v.detach() + 0.2 * torch.randn(T, *v.shape, generator=generator, dtype=v.dtype) for k, v in world.theta.items()}
+
+
+@pytest.mark.parametrize("kind, depth", DEPTHS)
+def test_logits_equal_a_plain_loop(backbone, kind, depth):
+    """Task by task; CoCoOp picture by picture; deep tokens replaced between open_clip's own blocks."""
+    world = World(backbone, kind, depth=depth)
+    tokens = differing(world)
+    per_layer = TOKENS[kind] // 2 if kind == "joint" else TOKENS[kind]
+    assert all(len(v) == depth * per_layer for k, v in world.theta.items() if k in ("text", "image"))
+    with torch.no_grad():
+        ours = world.logits(tokens, "query")
+        for t in range(T):
+            expected = world.plain_logits({k: v[t] for k, v in tokens.items()}, t, "query")
+            assert expected.std() > 0.01
+            assert (ours[t] - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("kind, depth", DEPTHS)
+def test_every_token_takes_part(backbone, kind, depth):
+    """A row without a gradient would be learned in vain."""
+    world = World(backbone, kind, depth=depth)
+    tokens = {k: v.requires_grad_() for k, v in differing(world).items()}
+    gradients = torch.autograd.grad(world.loss(tokens, "query").sum(), list(tokens.values()))
+    for name, g in zip(tokens, gradients):
+        assert (g.abs().amax(dim=-1) > 1e-9).all() or name.startswith("net"), name
+        assert (g.flatten(1).abs().amax(dim=1) > 0).all(), name
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("kind", ["vpt", "joint"])
+def test_the_order_of_visual_tokens_does_not_matter(backbone, kind, depth):
+    """They have no position; in a text, order counts, and so does the layer."""
+    world = World(backbone, kind, depth=depth)
+    tokens = differing(world)
+    per_layer = tokens["image"].shape[1] // depth
+    turned = tokens | {"image": tokens["image"].unflatten(1, (depth, -1)).roll(1, dims=2).flatten(1, 2)}
+    assert per_layer > 1 and not torch.equal(turned["image"], tokens["image"])
+    with torch.no_grad():
+        assert torch.allclose(world.logits(turned, "query"), world.logits(tokens, "query"), atol=1e-10)
+        if depth > 1:
+            swapped = tokens | {"image": tokens["image"].roll(per_layer, dims=1)}
+            assert not torch.allclose(world.logits(swapped, "query"), world.logits(tokens, "query"), atol=1e-4)
+        if "text" in tokens:
+            other = tokens | {"text": tokens["text"].roll(1, dims=1)}
+            assert not torch.allclose(world.logits(other, "query"), world.logits(tokens, "query"), atol=1e-4)
+
+
+def test_a_joint_prompt_divides_its_tokens_evenly(backbone):
+    start = METHODS["joint"](backbone).initial(6, torch.Generator())
+    assert {k: tuple(v.shape) for k, v in start.items()} == {"text": (3, 24), "image": (3, 32)}
+    deep = METHODS["joint"](backbone, depth=2).initial(6, torch.Generator())
+    assert {k: tuple(v.shape) for k, v in deep.items()} == {"text": (6, 24), "image": (6, 32)}
+    with pytest.raises(InputError, match="there are 5; make 'context_tokens' an even number"):
+        METHODS["joint"](backbone).initial(5, torch.Generator())
+
+
+@pytest.mark.parametrize("kind", ["vpt", "joint", "coupled"])
+def test_more_layers_than_the_vision_tower_has(kind):
+    backbone = small_backbone(text_layers=4, vision_layers=3)
+    with pytest.raises(InputError, match="'depth' is 4, but the backbone's vision tower has 3 blocks"):
+        METHODS[kind](backbone, depth=4)
+
+
+@pytest.mark.parametrize("kind", ["coop", "joint", "coupled"])
+def test_more_layers_than_the_text_tower_has(kind):
+    shallow = small_backbone(text_layers=2, vision_layers=3)
+    with pytest.raises(InputError, match="'depth' is 3, but the backbone's text tower has 2 blocks"):
+        METHODS[kind](shallow, depth=3)
+    assert METHODS["vpt"](shallow, depth=3).depth == 3  # its text is fixed
+
+
+def test_a_context_that_follows_the_picture_has_no_layers(backbone):
+    with pytest.raises(InputError, match="'depth' is 2, but cocoop learns tokens at the text tower's input only"):
+        METHODS["cocoop"](backbone, depth=2)
+
+
+@pytest.mark.parametrize("kind", ["vpt", "joint", "coupled"])
+def test_visual_tokens_need_a_vision_transformer(backbone, kind):
+    with pytest.raises(InputError, match="visual prompts need"):
+        METHODS[kind](dataclasses.replace(backbone, vision=None))
+
+
+@pytest.mark.parametrize("kind", ["coop", "cocoop", "coupled"])
+def test_words_to_start_from(backbone, kind):
+    """The given ones, otherwise "a photo of a" if that is as many tokens, otherwise random ones."""
+    method, model = METHODS[kind](backbone), backbone.model
+    embedded = lambda text, n: model.token_embedding(backbone.tokenize([text]))[0, 1 : 1 + n]
+    assert torch.equal(method.initial(3, torch.Generator(), "a blurry picture")["text"], embedded("a blurry picture", 3))
+    assert torch.equal(method.initial(4, torch.Generator())["text"], embedded("a photo of a", 4))
+    assert method.initial(3, torch.Generator())["text"].std() < 0.03
+    with pytest.raises(InputError, match="the initial words 'a blurry picture' are 3 tokens of this backbone, but the method has 4 context tokens"):
+        method.initial(4, torch.Generator(), "a blurry picture")
+
+
+def test_words_of_a_joint_prompt_are_for_its_text(backbone):
+    start = METHODS["joint"](backbone, depth=2).initial(4, torch.Generator(), "a picture")
+    expected = backbone.model.token_embedding(backbone.tokenize(["a picture"]))[0, 1:3]
+    assert torch.equal(start["text"][:2], expected) and start["text"].shape[0] == 4
+
+
+@pytest.mark.parametrize("kind, depth", DEPTHS)
+def test_random_starts_come_from_the_generator(backbone, kind, depth):
+    method = METHODS[kind](backbone, TEMPLATE, depth)
+    one, again, other = (method.initial(6, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    for name, values in one.items():
+        assert torch.equal(values, again[name]) and not torch.equal(values, other[name]), name
+        if name in ("text", "image"):
+            assert 0.015 < values.std() < 0.025 and len(values.unique(dim=0)) == len(values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_underscores_in_class_names_are_spaces(backbone, kind):
+    world = World(backbone, kind)
+    tokens = differing(world)
+    with torch.no_grad():
+        spaced = world.logits(tokens, "query")
+        world.classes = world.method.prepare([[name.replace(" ", "_") for name in names] for names in NAMES])
+        assert torch.equal(world.logits(tokens, "query"), spaced) and spaced.shape == (T, 12, K)
+
+
+def test_the_template_learns_nothing(backbone):
+    method = METHODS["template"](backbone, "a drawing of a {}.")
+    assert method.initial(4, torch.Generator()) == {}
+    expected = backbone.model.encode_text(backbone.tokenize(["a drawing of a polar bear.", "a drawing of a cat."]), normalize=True)
+    assert torch.allclose(method.text_features({}, method.prepare([["polar_bear", "cat"]]))[0], expected, atol=1e-10)
