@@ -45,18 +45,21 @@ def fingerprint(settings: Any, *inputs: Path | str) -> str:
 
 
 @contextmanager
-def resumable_folder(out: Path | str, print_of_inputs: str) -> Iterator[Path]:
+def resumable_folder(out: Path | str, print_of_inputs: str, publish: bool = True) -> Iterator[Path]:
     """Yields a work folder that becomes `out` when the block succeeds.
 
     The work folder survives an interruption, and the next call with the same fingerprint finds what
     was finished in it. DVC deletes `out` before a stage runs; it does not know of the work folder.
-    Files inside must themselves be written with `replacing` or `write_table`.
+    Files inside must themselves be written with `replacing` or `write_table`. Of several processes that
+    share the work, one alone has `publish`.
     """
     out = Path(out)
     store = out.parent / ".partial"
     work = store / f"{out.name}-{print_of_inputs}"
     work.mkdir(parents=True, exist_ok=True)
     yield work
+    if not publish:
+        return
     if out.exists():
         shutil.rmtree(out)
     os.replace(work, out)

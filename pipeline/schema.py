@@ -20,7 +20,7 @@ from pipeline.clip.params import BackboneParams
 from pipeline.clustering.params import Domains, Embed, Label, Topics
 from pipeline.episodes.params import Episodes, Shots, Ways
 from pipeline.errors import InputError
-from pipeline.gram.params import Count, Methods, Outer, Rate, Regulator, TokenCount
+from pipeline.gram.params import Count, Methods, Outer, Rate, Regulator, Study, TokenCount
 from pipeline.pairs.params import Download, Filter
 from pipeline.params import JSON_SCHEMA, Section, check_names, read_yaml, validate
 from pipeline.report.params import Report
@@ -65,17 +65,24 @@ class Params(Section):
     benchmarks: dict[str, Benchmark]
     few_shot: FewShot
     tuning: Tuning
+    study: Study
     report: Report
     world: World
 
     @model_validator(mode="after")
     def _names_agree(self) -> Params:
-        for name, method in self.methods.meta.items():
-            if method.episodes not in self.episodes:
-                raise ValueError(f"methods.meta.{name}.episodes is '{method.episodes}', which is no entry of 'episodes' ({', '.join(self.episodes)})")
-        both = set(self.methods.direct) & set(self.methods.meta)
-        if both:
-            raise ValueError(f"method '{min(both)}' stands under methods.direct and methods.meta; give one of them another name")
+        for place, methods in (("methods", self.methods), ("study.methods", self.study.methods)):
+            for name, method in methods.meta.items():
+                if method.episodes not in self.episodes:
+                    raise ValueError(f"{place}.meta.{name}.episodes is '{method.episodes}', which is no entry of 'episodes' ({', '.join(self.episodes)})")
+            both = set(methods.direct) & set(methods.meta)
+            if both:
+                raise ValueError(f"method '{min(both)}' stands under {place}.direct and {place}.meta; give one of them another name")
+        known = set(self.study.methods.direct) | set(self.study.methods.meta)
+        for pair in self.study.pairs:
+            for name in pair:
+                if name not in known:
+                    raise ValueError(f"study.pairs names '{name}', which is no entry of 'study.methods' ({', '.join(sorted(known))})")
         return self
 
 

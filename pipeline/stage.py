@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -32,6 +33,11 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
+def first_process() -> bool:
+    """Of the processes that `torchrun` started, the one that writes and speaks; alone: True."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _interrupt(number: int, _frame: Any) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
@@ -48,7 +54,7 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]]) -> None:
     name = Path(sys.argv[0]).stem
     try:
         words, figures, target = main()
-        if target:
+        if target and first_process():
             write_json(figures, target)
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
@@ -56,4 +62,5 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]]) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; finished parts are kept and the next run goes on from them", file=sys.stderr)
         sys.exit(130)
-    print(f"{name}: {words} ({time.perf_counter() - started:.1f} s)", flush=True)
+    if first_process():
+        print(f"{name}: {words} ({time.perf_counter() - started:.1f} s)", flush=True)

@@ -3,7 +3,8 @@
     python stages/benchmark.py --name animals --out data/benchmarks/animals
 
 samples.parquet: every picture; test.parquet: features of the test pictures; views.parquet: features of
-the drawn base pictures, one augmented view per seed and epoch. All methods and seeds share them.
+the drawn base pictures, one augmented view per seed and epoch; pictures.parquet: the files of both, for
+methods that put tokens beside a picture's patches. All methods and seeds share them.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -18,7 +19,7 @@ from pipeline.artifacts import to_vectors, write_table
 from pipeline.benchmarks.draw import draw_few_shot
 from pipeline.benchmarks.params import Benchmark, FewShot
 from pipeline.benchmarks.reader import Pictures, read_samples
-from pipeline.benchmarks.schemas import SAMPLES, test_schema, views_schema
+from pipeline.benchmarks.schemas import PICTURES, SAMPLES, test_schema, views_schema
 from pipeline.benchmarks.views import encode_test, encode_train
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
@@ -52,14 +53,18 @@ def main():
     columns = [test["index"].to_arrow(), to_vectors(features)]
     write_table(pa.table(columns, schema=test_schema(backbone.dim)), args.out / "test.parquet", test_schema(backbone.dim))
 
-    schema, parts = views_schema(backbone.dim), []
+    schema, parts, shown = views_schema(backbone.dim), [], set(test["index"])
     for seed in p.few_shot.seeds:
         drawn = train[draw_few_shot(train["label"].to_list(), p.few_shot.shots, seed)].filter(pl.col("half") == "base")
+        shown |= set(drawn["index"])
         views = encode_train(backbone, pictures, drawn["file"].to_list(), p.few_shot.epochs, seed, progress)
         epochs, count, dim = views.shape
         columns = [np.full(epochs * count, seed, np.int32), np.repeat(np.arange(epochs, dtype=np.int32), count), np.tile(drawn["index"].to_numpy(), epochs), to_vectors(views.reshape(-1, dim))]
         parts.append(pa.table([pa.array(c) if isinstance(c, np.ndarray) else c for c in columns], schema=schema))
     write_table(pa.concat_tables(parts), args.out / "views.parquet", schema)
+    files = samples.filter(pl.col("index").is_in(sorted(shown))).sort("index")
+    columns = [files["index"].to_arrow(), pa.array([pictures.read(f) for f in files["file"]], pa.binary())]
+    write_table(pa.table(columns, schema=PICTURES), args.out / "pictures.parquet", PICTURES, row_group_size=1000)
     counts = {"classes": samples["label"].n_unique(), "train": len(train), "test": len(test), "views": sum(map(len, parts))}
     words = f"{args.name}: {counts['classes']} classes, {counts['train']} training and {counts['test']} test pictures; {counts['views']} training views for {len(p.few_shot.seeds)} seeds"
     return words, counts, args.metrics

@@ -39,8 +39,10 @@ def main():
     cli.add_argument("--pairs", type=Path, required=True, help="Parquet: shard per pair")
     cli.add_argument("--shards", type=Path, required=True, help="folder of picture shards")
     cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
+    cli.add_argument("--seed", type=int, help="instead of the parameter `seed` (studies repeat a run with others)")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
+    seed = p.seed if args.seed is None else args.seed
 
     table = pl.from_arrow(read_table(args.domains, DOMAINS)).sort("key")
     topic, domain, keys = table["topic"].to_numpy(), table["domain"].to_numpy(), table["key"].to_list()
@@ -55,7 +57,7 @@ def main():
     tasks = sample_tasks(
         topic, domain, np.argsort(-similarity, axis=1, kind="stable"),
         tasks=p.episodes.tasks, ways=p.ways, shots=p.support_shots, queries=p.query_shots,
-        one_domain=p.episodes.support == "one_domain", confusable=p.episodes.confusable, seed=p.seed,
+        one_domain=p.episodes.support == "one_domain", confusable=p.episodes.confusable, seed=seed,
     )
     needed = {keys[r] for t in tasks for r in np.concatenate([t.support.ravel(), t.query.ravel()])}
     holding = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "shard"])).filter(pl.col("key").is_in(needed))
@@ -64,7 +66,7 @@ def main():
     def rows(number, task, schema):
         return task_table(number, task, names, domain, keys, features, pictures, schema)
 
-    with resumable_folder(args.out, fingerprint((p, args.name), args.domains, args.labels, args.features)) as work:
+    with resumable_folder(args.out, fingerprint((p, args.name, seed), args.domains, args.labels, args.features)) as work:
         write_shards(tasks, work, features.shape[1], rows, progress)
     used = len({int(t) for task in tasks for t in task.topics})
     counts = {"tasks": len(tasks), "topics_used": used, "topics": len(names), "pictures": len(needed)}

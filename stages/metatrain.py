@@ -1,6 +1,8 @@
 """Meta-learns a method's initial tokens and its gradient regulator (Algorithm 1); resumes from its checkpoint.
 
     python stages/metatrain.py --name coop_gram --episodes data/episodes/shifted --out data/starts/coop_gram
+
+On several GPUs: torchrun --nproc-per-node 4 stages/metatrain.py …; each takes its share of every batch.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -8,19 +10,15 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 from pathlib import Path
 
 import polars as pl
-import torch
 
 from pipeline.artifacts import fingerprint, replacing, resumable_folder
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
-from pipeline.gram.meta import InnerStep
+from pipeline.gram.learn import learn_start
 from pipeline.gram.params import Count, MetaMethod, Outer, Rate, Regulator, TokenCount
-from pipeline.gram.regulator import initial_phi
-from pipeline.gram.train import meta_train
 from pipeline.params import load_params
-from pipeline.prompts import METHODS
-from pipeline.prompts.starts import Start, save_start
-from pipeline.stage import parser, progress, run, warn
+from pipeline.prompts.starts import save_start
+from pipeline.stage import first_process, parser, progress, run, warn
 
 READS = {
     "seed": ("seed", int),
@@ -44,36 +42,35 @@ def main():
     cli.add_argument("--name", required=True, help="entry of methods.meta")
     cli.add_argument("--episodes", type=Path, required=True, help="folder of episode shards")
     cli.add_argument("--out", type=Path, required=True, help="folder for prompt.safetensors, regulator.safetensors, curve.csv")
+    cli.add_argument("--tasks-at-once", type=int, help="tasks in one forward pass: less memory, same result (default: all with cached features, one with pictures)")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
-    method = METHODS[p.method.prompt](load_backbone(p.backbone.path))
-    theta = method.initial(p.context_tokens, torch.Generator().manual_seed(p.seed))
-    phi = initial_phi(theta, p.regulator) if p.method.regulator == "affine" else {}
-    for leaf in (*theta.values(), *phi.values()):
-        leaf.requires_grad_()
-    inner = InnerStep(p.inner_lr, p.inner_steps, p.method.order == "second", p.regulator.input_scale)
-    with resumable_folder(args.out, fingerprint((p, args.name), args.episodes, p.backbone.path)) as work:
-        curve = meta_train(
-            method, theta, phi, args.episodes, work, inner=inner, outer=p.outer, outer_lr=p.outer_lr,
-            regulator_lr=p.regulator_lr, batch=p.meta_batch, steps=p.meta_steps, progress=progress,
+    backbone = load_backbone(p.backbone.path)
+    with resumable_folder(args.out, fingerprint((p, args.name), args.episodes, p.backbone.path), publish=first_process()) as work:
+        start, curve = learn_start(
+            backbone, p.method, args.episodes, work, seed=p.seed, context_tokens=p.context_tokens, inner_lr=p.inner_lr, inner_steps=p.inner_steps,
+            regulator=p.regulator, outer=p.outer, outer_lr=p.outer_lr, regulator_lr=p.regulator_lr, meta_batch=p.meta_batch, meta_steps=p.meta_steps,
+            progress=progress, at_once=args.tasks_at_once,
         )
-        save_start(Start(p.method.prompt, theta, phi, p.regulator.input_scale), work)
-        with replacing(work / "curve.csv") as temporary:
-            pl.DataFrame(curve).write_csv(temporary, float_precision=6)
-        (work / "checkpoint.safetensors").unlink(missing_ok=True)
+        if first_process():
+            save_start(start, work)
+            with replacing(work / "curve.csv") as temporary:
+                pl.DataFrame(curve, infer_schema_length=None).write_csv(temporary, float_precision=6)
+            (work / "checkpoint.safetensors").unlink(missing_ok=True)
 
     # One batch's loss says little (tasks differ), so the closing words compare tenths of the run.
-    first, tenth = curve[0], max(1, len(curve) // 10)
-    early, last = pl.DataFrame(curve[:tenth]), pl.DataFrame(curve[-tenth:])
-    if first["start_loss"] < TOO_EASY:
-        warn(f"{args.name}: the query loss was {first['start_loss']:.3f} before the first meta-step; such tasks teach nothing: raise 'ways' or 'confusable', or use pictures the backbone has not fitted")
+    table = pl.DataFrame(curve, infer_schema_length=None)
+    tenth = max(1, len(curve) // 10)
+    early, last = table.head(tenth), table.tail(tenth)
+    before = curve[0]["query_loss"] if p.method.algorithm == "pretrain" else curve[0]["start_loss"]
+    if before < TOO_EASY:
+        warn(f"{args.name}: the query loss was {before:.3f} before the first meta-step; such tasks teach nothing: raise 'ways' or 'confusable', or use pictures the backbone has not fitted")
     figures = {
-        "start_loss_first": first["start_loss"], "raw_gradient_rms_first": first["raw_rms"],
-        "query_loss_early": early["query_loss"].mean(), "query_loss_last": last["query_loss"].mean(),
-        "query_accuracy_last": 100 * last["query_accuracy"].mean(),
+        "start_loss_first": before, "raw_gradient_rms_first": curve[0]["raw_rms"], "query_loss_early": early["query_loss"].mean(),
+        "query_loss_last": last["query_loss"].mean(), "query_accuracy_last": 100 * last["query_accuracy"].mean(),
     }
-    figures = {k: float(f"{v:.6g}") for k, v in figures.items()}
-    words = f"{args.name}: {len(curve)} meta-steps of {p.meta_batch} tasks; query loss after adaptation {figures['query_loss_early']:.3f} in the first tenth, {figures['query_loss_last']:.3f} in the last; before the first step {first['start_loss']:.3f}, raw gradient RMS {first['raw_rms']:.1e}"
+    figures = {k: float(f"{v:.6g}") for k, v in figures.items() if v is not None}
+    words = f"{args.name}: {len(curve)} meta-steps of {p.meta_batch} tasks; loss before the first {before:.3f}; query loss {figures['query_loss_early']:.3f} in the first tenth, {figures['query_loss_last']:.3f} in the last"
     return words, figures, args.metrics
 
 

@@ -84,6 +84,7 @@ def main():
     points = topics.sample(min(len(topics), p.report.map_points), seed=p.seed).join(kept.select("key", "caption"), on="key").sort("key")
     outliers = int((topics["topic"] < 0).sum())
     epochs = read_epochs(args.scores, names, titles)
+    curves = {m: pl.read_csv(args.starts / m / "curve.csv") for m, method in p.methods.meta.items() if method.algorithm == "gram"}
 
     html = render({
         "lead": f"{len(titles)} methods on {len(names)} benchmarks; prompts meta-learned from {counts['in topics']:,} unlabelled image–text pairs in {len(labels)} topics.",
@@ -95,7 +96,10 @@ def main():
         "map_note": f"One dot per kept caption ({len(points):,} shown), near to those that say similar things; {outliers:,} are in no topic.",
         "cards": topic_cards(labels, domains, kept, pairs, args.shards, topics=p.report.topics, per_domain=p.report.pictures_per_domain),
         "topic_count": len(labels),
-        "meta_curves": [{"title": titles[m], "figure": figure_html(figures.meta_curve(pl.read_csv(args.starts / m / "curve.csv")), f"meta-{m}")} for m in p.methods.meta],
+        "meta_curves": [{
+            "title": titles[m], "figure": figure_html(figures.meta_curve(curve), f"meta-{m}"),
+            "agreement": figure_html(figures.agreement_curve({titles[m]: [curve]}), f"agreement-{m}"),
+        } for m, curve in curves.items()],
         "epoch_figures": [figure_html(figures.epoch_curves(epochs, titles, half), f"epochs-{half}") for half in ("base", "new")],
     })
     with replacing(args.out / "report.html") as temporary:

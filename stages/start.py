@@ -11,9 +11,9 @@ import torch
 
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
+from pipeline.gram.learn import initial_tokens
 from pipeline.gram.params import Method, TokenCount
 from pipeline.params import load_params
-from pipeline.prompts import METHODS
 from pipeline.prompts.starts import Start, save_start
 from pipeline.stage import parser, run
 
@@ -31,9 +31,8 @@ def main():
     cli.add_argument("--out", type=Path, required=True, help="folder for prompt.safetensors and regulator.safetensors")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
-    method = METHODS[p.method.prompt](load_backbone(p.backbone.path))
-    theta = method.initial(p.context_tokens, torch.Generator().manual_seed(p.seed))
-    save_start(Start(p.method.prompt, theta, {}, "none"), args.out)
+    _, theta = initial_tokens(load_backbone(p.backbone.path), p.method, p.context_tokens, torch.Generator().manual_seed(p.seed))
+    save_start(Start(p.method.prompt, p.method.depth, theta, {}, "none"), args.out)
     learned = sum(v.numel() for v in theta.values())
     return f"{args.name}: {learned} numbers to learn", {"learned": learned}, args.metrics
 

@@ -9,7 +9,6 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from pipeline.clip.backbone import load_backbone, text_features
-from pipeline.clip.text import encode_tokens
 from pipeline.errors import InputError
 from pipeline.prompts.coop import CoOp
 from pipeline.prompts.template import Template
@@ -24,8 +23,10 @@ def backbone():
 
 
 def test_cut_sequences_are_exact(backbone):
-    tokens = backbone.tokenize([f"a photo of a {n}." for n in NAMES])
-    assert torch.allclose(encode_tokens(backbone.model, tokens), backbone.model.encode_text(tokens, normalize=True), atol=1e-6)
+    texts = [f"a photo of a {n}." for n in NAMES]
+    pieces = backbone.text.split(texts)
+    assert pieces.rest.shape[1] == int(pieces.end.max()) + 1 < backbone.text.room - 1
+    assert torch.allclose(backbone.text.features(pieces), backbone.model.encode_text(backbone.tokenize(texts), normalize=True), atol=1e-6)
 
 
 def test_coop_at_its_start_is_the_template(backbone):

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import sys
 
 import pytest
@@ -9,7 +10,9 @@ from closure import closure
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+MAIN = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+STUDY = YAML(typ="safe").load(ROOT / "study" / "dvc.yaml")["stages"]
+STAGES = MAIN | {f"study/{name}": stage for name, stage in STUDY.items()}
 
 
 def body(name):
@@ -49,9 +52,10 @@ def test_depends_on_exactly_what_it_imports(name):
 def test_declares_exactly_the_parameters_it_reads(name):
     """The script can read only what READS lists (load_params hands out nothing else), and uses all of it."""
     path = script(name)
-    declared = {k.replace("${key}", "{name}").replace("${item.benchmark}", "{name}") for k in body(name).get("params", [])}
+    declared = {re.sub(r"\$\{(key|item\.(benchmark|method|kind))\}", "{name}", k) for k in body(name).get("params", [])}
     listed = reads(path)
-    assert declared == {key for key, _ in listed.values()}
+    kind = re.search(r"--kind (\w+)", body(name)["cmd"])
+    assert declared == {key.replace("{kind}", kind[1] if kind else "") for key, _ in listed.values()}
     used = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "p"}
     # `fingerprint((p, …))` uses them all, but naming each keeps the script readable
     assert used == set(listed)
@@ -81,11 +85,9 @@ def test_a_change_in_gram_leaves_clustering_alone():
 
 def test_no_parameter_is_interpolated_into_a_command():
     """Only names of table entries are: a value in the command would be tracked as text, not as a parameter."""
-    import re
-
     for name in STAGES:
         found = set(re.findall(r"\$\{([^}]*)\}", body(name)["cmd"]))
-        assert found <= {"key", "item.method", "item.benchmark", "item.episodes"}, name
+        assert found <= {"key", "item.method", "item.benchmark", "item.episodes", "item.kind", "item.seed"}, name
 
 
 def test_rooms_point_one_way():

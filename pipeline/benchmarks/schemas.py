@@ -15,6 +15,10 @@ SAMPLES = pa.schema([
 SCORES = pa.schema([("seed", pa.int32()), ("half", pa.string()), ("index", pa.int32()), ("label", pa.int32()), ("predicted", pa.int32())])
 
 
+# The same of several benchmarks.
+STUDY_SCORES = SCORES.append(pa.field("benchmark", pa.string()))
+
+
 def test_schema(dim: int) -> pa.Schema:
     return pa.schema([("index", pa.int32()), ("image", vector_type(dim))])
 
@@ -22,3 +26,7 @@ def test_schema(dim: int) -> pa.Schema:
 def views_schema(dim: int) -> pa.Schema:
     """The augmented training views: one row per seed, epoch and drawn picture."""
     return pa.schema([("seed", pa.int32()), ("epoch", pa.int32()), ("index", pa.int32()), ("image", vector_type(dim))])
+
+
+# The files of every test picture and of every drawn base picture, for methods that need more than features.
+PICTURES = pa.schema([("index", pa.int32()), ("picture", pa.binary())])

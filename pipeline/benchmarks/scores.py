@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -22,3 +23,16 @@ def summarise(base: np.ndarray, new: np.ndarray) -> dict[str, float]:
     sd = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in (base, new, [harmonic_mean(b, n) for b, n in zip(base, new)])]
     mean = float(np.mean(base)), float(np.mean(new))
     return {"base": mean[0], "new": mean[1], "H": harmonic_mean(*mean), "base_sd": sd[0], "new_sd": sd[1], "H_sd": sd[2], "seeds": len(base)}
+
+
+def averages(scores: pl.DataFrame) -> dict[str, float]:
+    """One run on several benchmarks (rows of `STUDY_SCORES`): mean base and new top-1 in percent, and their H."""
+    table = scores.group_by("benchmark", "half").agg(top1=100 * (pl.col("label") == pl.col("predicted")).mean())
+    base, new = (float(table.filter(pl.col("half") == half)["top1"].mean()) for half in ("base", "new"))
+    return {"base": base, "new": new, "H": harmonic_mean(base, new)}
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """Mean and half-width of the 95% interval of (n,) paired differences, by Student's t; n ≥ 2."""
+    n = len(differences)
+    return float(np.mean(differences)), float(stats.t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision import transforms
 
 from pipeline.benchmarks.reader import Pictures
@@ -32,16 +33,25 @@ def encode_test(backbone: Backbone, pictures: Pictures, files: list[str], progre
     return image_features(backbone, (backbone.test_view(_open(pictures, f)) for f in progress(files, "test views"))).numpy()
 
 
+class AugmentedViews:
+    """The training views of pictures, epoch after epoch; they depend on seed, epoch and position only."""
+
+    def __init__(self, backbone: Backbone, pictures: list[Image.Image], epochs: int, seed: int) -> None:
+        self.augment, self.pictures, self.epochs, self.seed = train_view(backbone), pictures, epochs, seed
+
+    def __len__(self) -> int:
+        return self.epochs
+
+    def __getitem__(self, epoch: int) -> torch.Tensor:
+        """(n, 3, h, w) normalised pixels."""
+        if not 0 <= epoch < self.epochs:
+            raise IndexError(epoch)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1000 * self.seed + epoch)
+            return torch.stack([self.augment(picture) for picture in self.pictures])
+
+
 def encode_train(backbone: Backbone, pictures: Pictures, files: list[str], epochs: int, seed: int, progress) -> np.ndarray:
-    """(epochs, n, e) features of augmented views; they depend on seed, epoch and position only."""
-    augment = train_view(backbone)
-    opened = [_open(pictures, f) for f in files]
-
-    def views():
-        for epoch in progress(range(epochs), f"training views, seed {seed}"):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(1000 * seed + epoch)
-                drawn = [augment(picture) for picture in opened]
-            yield from drawn
-
-    return image_features(backbone, views()).reshape(epochs, len(files), -1).numpy()
+    """(epochs, n, e) features of the augmented views."""
+    views = AugmentedViews(backbone, [_open(pictures, f) for f in files], epochs, seed)
+    return np.stack([image_features(backbone, views[epoch]).numpy() for epoch in progress(range(epochs), f"training views, seed {seed}")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import Any, Callable, Iterable, Sequence
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.artifacts import read_json
-from pipeline.clip.text import encode_tokens
+from pipeline.clip.text import TextTower, text_tower
+from pipeline.clip.vision import VisionTower, vision_tower
 from pipeline.errors import InputError
 
 
@@ -25,27 +27,36 @@ class Backbone:
     """A frozen CLIP in evaluation mode with what belongs to it.
 
     Attributes:
-        model: `open_clip.CLIP` on `device`; no parameter requires a gradient.
+        model: `open_clip.CLIP` or `CustomTextCLIP` on `device`; no parameter requires a gradient.
+        text: its text tower. vision: its vision tower, None if that kind takes no tokens.
         tokenize: list of n texts → (n, context) token ids.
         test_view: PIL picture → (3, h, w) normalised tensor (resize, centre crop).
         preprocess: the `preprocess_cfg` of the folder's config.
+        dim: size e of the joint feature space.
     """
 
     model: Any
+    text: TextTower
+    vision: VisionTower | None
     tokenize: Callable[[Sequence[str]], Tensor]
     test_view: Callable[[Image.Image], Tensor]
     preprocess: dict[str, Any]
+    dim: int
     device: torch.device
 
     @property
-    def dim(self) -> int:
-        """Size e of the joint feature space."""
-        return self.model.text_projection.shape[-1]
+    def logit_scale(self) -> Tensor:
+        """1/τ of Eq 1."""
+        return self.model.logit_scale.exp()
 
 
 def device() -> torch.device:
     """DEVICE from the environment, otherwise CUDA if there is one. It is no parameter: results are the same task."""
     return torch.device(os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+# A buffer that older Hugging Face versions saved among the weights.
+OUTDATED = {"text.transformer.embeddings.position_ids"}
 
 
 def _check_weights(model: torch.nn.Module, weights: Path) -> None:
@@ -63,12 +74,51 @@ def _check_weights(model: torch.nn.Module, weights: Path) -> None:
         if found[name] != shape:
             raise InputError(f"{weights}: tensor '{name}' is {found[name]}, but open_clip_config.json beside it calls for {shape}; config and weights must belong together")
     for name in found:
-        if name not in expected:
+        if name not in expected and name not in OUTDATED:
             raise InputError(f"{weights}: tensor '{name}' has no place in the model of open_clip_config.json beside it; config and weights must belong together")
+
+
+def _build(config: dict[str, Any], folder: Path, config_path: Path):
+    """The model of a config, with random weights. Towers of other libraries are built from files in `folder` only."""
+    config = copy.deepcopy(config)
+    if "multimodal_cfg" in config:
+        raise InputError(f"{config_path}: 'multimodal_cfg' makes it a CoCa model; only CLIP models with two towers are known")
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    custom = config.pop("custom_text", False)
+    if text.get("hf_model_name"):
+        custom, text["hf_model_pretrained"] = True, False
+        text["hf_model_name"] = str(_local(folder, text["hf_model_name"], ("config.json",), "hf_model_name", config_path))
+    if vision.get("timm_model_name"):
+        vision["timm_model_pretrained"] = False
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    return kind(**config)
+
+
+def _local(folder: Path, name: str, files: tuple[str, ...], key: str, config_path: Path) -> Path:
+    """Where one of a text tower's Hugging Face `files` is: in a folder of that name beside the config, or beside it directly."""
+    for place in (folder / Path(name).name, folder):
+        if any((place / file).is_file() for file in files):
+            return place
+    raise InputError(f"{config_path}: '{key}' is '{name}', but neither {folder / Path(name).name} nor {folder} holds its {' or '.join(files)}; put the Hugging Face model's config and tokenizer files there (nothing is downloaded)")
+
+
+def _tokenizer(text: dict[str, Any], context: int, folder: Path, config_path: Path):
+    if text.get("tokenizer_mode"):
+        raise InputError(f"{config_path}: 'tokenizer_mode' is '{text['tokenizer_mode']}', which puts a token behind the padding; prompts for that kind are not implemented, choose another backbone")
+    key = "hf_tokenizer_name" if text.get("hf_tokenizer_name") else "hf_model_name"
+    if text.get(key):
+        place = _local(folder, text[key], ("tokenizer_config.json", "tokenizer.json"), key, config_path)
+        return HFTokenizer(str(place), context_length=context, local_files_only=True, **(text.get("tokenizer_kwargs") or {}))
+    vocabulary = folder / "bpe.txt.gz"
+    own = {"bpe_path": str(vocabulary)} if vocabulary.exists() else {}
+    return open_clip.SimpleTokenizer(context_length=context, **own)
 
 
 def load_backbone(folder: Path | str) -> Backbone:
     """Loads the model of an open_clip folder; nothing is fetched from anywhere.
+
+    The activation is the config's word alone: weights that were trained with QuickGELU (OpenAI's,
+    MetaCLIP's, DFN's) look like any others, so `model_cfg` must say `"quick_gelu": true` for them.
 
     Raises InputError naming the file if the folder is incomplete or its weights do not fit its config.
     """
@@ -76,23 +126,22 @@ def load_backbone(folder: Path | str) -> Backbone:
     config_path, weights = folder / "open_clip_config.json", folder / "open_clip_model.safetensors"
     config = read_json(config_path)
     try:
-        model = open_clip.CLIP(**config["model_cfg"])
-        preprocess = config["preprocess_cfg"]
-    except (KeyError, TypeError) as error:
+        model = _build(config["model_cfg"], folder, config_path)
+        preprocess = dict(config["preprocess_cfg"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise InputError(f"{config_path}: not a config of an open_clip CLIP ({error}); it needs 'model_cfg' and 'preprocess_cfg'") from None
     _check_weights(model, weights)
     with safe_open(weights, "pt") as file:
-        model.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})
+        model.load_state_dict({k: file.get_tensor(k).float() for k in model.state_dict()})
     where = device()
     model = model.eval().requires_grad_(False).to(where)
 
-    context = config["model_cfg"]["text_cfg"].get("context_length", 77)
-    vocabulary = folder / "bpe.txt.gz"
-    own = {"bpe_path": str(vocabulary)} if vocabulary.exists() else {}
-    tokenizer = open_clip.SimpleTokenizer(context_length=context, **own)
-    size = config["model_cfg"]["vision_cfg"]["image_size"]
-    view = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(size=size, **preprocess), is_train=False)
-    return Backbone(model, tokenizer, view, {"size": size, **preprocess}, where)
+    text = config["model_cfg"]["text_cfg"]
+    tokenizer = _tokenizer(text, text.get("context_length", 77), folder, config_path)
+    size = model.visual.image_size
+    preprocess["size"] = size[0] if isinstance(size, (tuple, list)) and size[0] == size[1] else size
+    view = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**preprocess), is_train=False)
+    return Backbone(model, text_tower(model, tokenizer), vision_tower(model), tokenizer, view, preprocess, config["model_cfg"]["embed_dim"], where)
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -120,5 +169,6 @@ def image_features(backbone: Backbone, views: Iterable[Tensor], batch: int = 256
 @torch.inference_mode()
 def text_features(backbone: Backbone, texts: Sequence[str], batch: int = 256) -> Tensor:
     """n texts → (n, e) L2-normalised text features on the CPU."""
-    done = [encode_tokens(backbone.model, backbone.tokenize(texts[i : i + batch]).to(backbone.device)).float().cpu() for i in range(0, len(texts), batch)]
-    return F.normalize(torch.cat(done), dim=-1) if done else torch.zeros(0, backbone.dim)
+    tower = backbone.text
+    done = [tower.features(tower.split(texts[i : i + batch])).float().cpu() for i in range(0, len(texts), batch)]
+    return torch.cat(done) if done else torch.zeros(0, backbone.dim)

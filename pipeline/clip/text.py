@@ -1,39 +1,163 @@
-"""The text tower from token embeddings on, differentiable twice and no longer than it needs to be."""
+"""Text towers from token embeddings on: where context tokens enter, and no position more than it needs.
+
+Three kinds are known: open_clip's causal transformer (CLIP), the same without a causal mask (SigLIP's
+heads), and Hugging Face encoders (`CustomTextCLIP` with a BERT-like tower).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
 import torch
+from open_clip.hf_model import HFTextEncoder
+from open_clip.transformer import TextTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.clip.blocks import run_blocks
+from pipeline.errors import InputError
 
-def encode_embeddings(model, embeddings: Tensor, end: Tensor) -> Tensor:
-    """Runs open_clip's text tower on token embeddings instead of token ids.
 
-    Args:
-        model: an `open_clip.CLIP` with its own text transformer.
-        embeddings: (n, length, d) token embeddings, start token first; no longer than the context.
-        end: (n,) position of each row's end-of-text token.
+@dataclass(frozen=True)
+class Pieces:
+    """Token embeddings of n texts, opened where context tokens go.
 
-    Returns:
-        (n, e) L2-normalised text features.
-
-    Positions after the end token cannot influence it under the causal mask, so callers cut `length`
-    at the longest row's end token; the result is exact, not an approximation.
+    Attributes:
+        start: (n, s, d) what stands before the context: the start token, or nothing (s = 0).
+        rest: (n, r, d) the text's tokens, its end token, and padding up to the longest.
+        end: (n,) position of the end token within `rest`.
     """
-    length = embeddings.shape[1]
-    x = embeddings + model.positional_embedding[:length]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x[torch.arange(len(x), device=x.device), end])
-    if isinstance(model.text_projection, torch.nn.Linear):
-        x = model.text_projection(x)
-    elif model.text_projection is not None:
-        x = x @ model.text_projection
-    return F.normalize(x, dim=-1)
+
+    start: Tensor
+    rest: Tensor
+    end: Tensor
 
 
-def encode_tokens(model, tokens: Tensor) -> Tensor:
-    """(n, context) token ids → (n, e) L2-normalised features; the same as `model.encode_text`, cut short."""
-    end = tokens.argmax(dim=-1)
-    length = int(end.max()) + 1
-    return encode_embeddings(model, model.token_embedding(tokens[:, :length]), end)
+class TextTower:
+    """What the prompt methods know of a text tower.
+
+    Attributes:
+        width: d, size of a token embedding. room: positions there are. layers: blocks.
+        starts: tokens before the text, which the context goes behind. end_id: the token behind it.
+    """
+
+    width: int
+    room: int
+    layers: int
+    padded = False  # every text is padded to `room`, and the padding takes part
+
+    def __init__(self, module, tokenize: Callable[[Sequence[str]], Tensor]) -> None:
+        self.module, self.tokenize = module, tokenize
+        empty, letter = tokenize(["", "a"])
+        self.starts = int((empty == letter).int().cumprod(0).sum())
+        self.end_id = int(empty[self.starts])
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """(n, context) ids → (n,) position of the end token."""
+        raise NotImplementedError
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(n, length) ids → (n, length, d), without positions."""
+        raise NotImplementedError
+
+    def encode(self, embeddings: Tensor, end: Tensor, deep: Tensor | None, deep_at: int) -> Tensor:
+        """(n, length, d) embeddings whose end token stands at `end` → (n, e), not normalised."""
+        raise NotImplementedError
+
+    def split(self, texts: Sequence[str]) -> Pieces:
+        ids = self.tokenize(list(texts)).to(self.device)
+        end = self.ends(ids)
+        embeddings = self.embed(ids if self.padded else ids[:, : int(end.max()) + 1])
+        return Pieces(embeddings[:, : self.starts], embeddings[:, self.starts :], end - self.starts)
+
+    def features(self, pieces: Pieces, context: Tensor | None = None, deep: Tensor | None = None) -> Tensor:
+        """(n, e) L2-normalised features of the texts, with (n, M, d) context tokens after the start (Eq 2).
+
+        Args:
+            deep: (n, J, M, d) tokens that replace the context after block 1, … J.
+
+        Raises InputError if context and text do not fit the tower's positions.
+        """
+        parts = [pieces.start, *([] if context is None else [context]), pieces.rest]
+        count = 0 if context is None else context.shape[1]
+        embeddings, end = torch.cat(parts, dim=1), pieces.end + self.starts + count
+        if int(end.max()) >= self.room:
+            raise InputError(f"{count} context tokens and a text of {int(pieces.end.max())} tokens do not fit the text tower's {self.room} positions; lower 'context_tokens' or shorten the class name")
+        embeddings = embeddings[:, : self.room]  # a padded text gives way at its end
+        return F.normalize(self.encode(embeddings, end, deep, self.starts), dim=-1)
+
+
+class TransformerText(TextTower):
+    """open_clip's own transformer, inside `CLIP` (its parts lie in the model itself) or as `CustomTextCLIP.text`."""
+
+    def __init__(self, module, tokenize) -> None:
+        super().__init__(module, tokenize)
+        self.pool = module.text_pool_type if hasattr(module, "text_pool_type") else module.pool_type
+        self.eos = module.text_eos_id if hasattr(module, "text_eos_id") else module.eos_id
+        if getattr(module, "cls_emb", None) is not None or getattr(module, "use_pad_mask", False):
+            raise InputError("the backbone's text tower appends a class token or masks its padding (CoCa); prompts for that kind are not implemented, choose another backbone")
+        self.device = module.positional_embedding.device
+        self.room, self.width = module.positional_embedding.shape
+        self.layers = len(module.transformer.resblocks)
+        # Under the causal mask nothing behind the end token reaches it, so the sequence is cut there.
+        self.padded = module.attn_mask is None or self.pool not in ("argmax", "eos")
+
+    def ends(self, ids: Tensor) -> Tensor:
+        if self.pool == "argmax":
+            return ids.argmax(dim=-1)
+        if self.pool == "eos":
+            return (ids == self.eos).int().argmax(dim=-1)
+        # The first of them: some tokenizers pad with the end token itself.
+        return self.starts + (ids[:, self.starts :] == self.end_id).int().argmax(dim=-1)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.module.token_embedding(ids)
+
+    def encode(self, embeddings, end, deep, deep_at):
+        n, length, _ = embeddings.shape
+        x = embeddings + self.module.positional_embedding[:length]
+        mask = None if self.module.attn_mask is None else self.module.attn_mask[:length, :length]
+        if self.pool == "first":
+            end = torch.zeros_like(end)
+        elif self.pool == "last":
+            end = torch.full_like(end, length - 1)
+        x = self.module.ln_final(run_blocks(self.module.transformer.resblocks, x, mask, end, deep, deep_at)[:, 0])
+        projection = self.module.text_projection
+        if isinstance(projection, torch.nn.Linear):
+            return projection(x)
+        return x if projection is None else x @ projection
+
+
+class HuggingFaceText(TextTower):
+    """A Hugging Face encoder; bidirectional, so the padding is cut off through the attention mask."""
+
+    def __init__(self, module: HFTextEncoder, tokenize) -> None:
+        super().__init__(module, tokenize)
+        config = module.transformer.config
+        self.width, self.layers = config.hidden_size, config.num_hidden_layers
+        self.room = min(getattr(config, "max_position_embeddings", tokenize.context_length), tokenize.context_length)  # T5 has no limit of its own
+        self.device = module.transformer.get_input_embeddings().weight.device
+
+    def ends(self, ids: Tensor) -> Tensor:
+        return (ids != self.module.config.pad_token_id).sum(dim=-1) - 1
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.module.transformer.get_input_embeddings()(ids)
+
+    def encode(self, embeddings, end, deep, deep_at):
+        if deep is not None:
+            raise InputError("the backbone's text tower is a Hugging Face encoder, which takes tokens at its input only; use a method of depth 1")
+        mask = (torch.arange(embeddings.shape[1], device=end.device) <= end.unsqueeze(1)).long()
+        out = self.module.transformer(inputs_embeds=embeddings, attention_mask=mask)
+        return self.module.proj(self.module.pooler(out, mask))
+
+
+def text_tower(model, tokenize) -> TextTower:
+    """The tower of an `open_clip.CLIP` or `CustomTextCLIP`; InputError for a kind that is not known."""
+    module = getattr(model, "text", model)
+    if isinstance(module, HFTextEncoder):
+        return HuggingFaceText(module, tokenize)
+    if module is model or isinstance(module, TextTransformer):
+        return TransformerText(module, tokenize)
+    raise InputError(f"the backbone's text tower is a {type(module).__name__}; known are open_clip's transformers and Hugging Face encoders")

@@ -25,6 +25,7 @@ class Episode:
         names: the K class names.
         support, query: (n, e) and (m, e) image features, float32.
         support_labels, query_labels: (n,) and (m,) class numbers, int64.
+        support_pictures, query_pictures: n and m JPEG files, or nothing if they were not asked for.
     """
 
     number: int
@@ -33,6 +34,8 @@ class Episode:
     support_labels: np.ndarray
     query: np.ndarray
     query_labels: np.ndarray
+    support_pictures: tuple[bytes, ...] = ()
+    query_pictures: tuple[bytes, ...] = ()
 
 
 def task_table(number: int, task: Task, names: Sequence[str], domain: np.ndarray, keys: Sequence[str], features: np.ndarray, pictures: dict[str, bytes], schema: pa.Schema) -> pa.Table:
@@ -62,8 +65,8 @@ def write_shards(tasks: Sequence[Task], work: Path, dim: int, make_table, progre
                 writer.write_table(make_table(number, tasks[number], schema))
 
 
-def read_episodes(folder: Path) -> Iterator[Episode]:
-    """All episodes in order; pictures' bytes stay on disk.
+def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
+    """All episodes in order; unless `pictures`, their bytes stay on disk.
 
     Raises InputError naming the shard if it is missing, truncated or of another schema.
     """
@@ -72,9 +75,11 @@ def read_episodes(folder: Path) -> Iterator[Episode]:
     for path in paths:
         file = open_table(path, episodes_schema(dim))
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["task", "role", "label", "name", "image"])
+            table = file.read_row_group(group, columns=["task", "role", "label", "name", "image", *(["picture"] if pictures else [])])
             role, label = np.array(table["role"].to_pylist()), table["label"].to_numpy().astype(np.int64)
             image, name = from_vectors(table["image"]), table["name"].to_pylist()
             names = tuple(name[int(np.argmax(label == k))] for k in range(label.max() + 1))
             s, q = role == "support", role == "query"
-            yield Episode(table["task"][0].as_py(), names, image[s], label[s], image[q], label[q])
+            files = np.array(table["picture"].to_pylist(), dtype=object) if pictures else np.empty(0)
+            shown = (tuple(files[s]), tuple(files[q])) if pictures else ()
+            yield Episode(table["task"][0].as_py(), names, image[s], label[s], image[q], label[q], *shown)

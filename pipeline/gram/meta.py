@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipeline.clip.blocks import twice_differentiable
 from pipeline.gram.regulator import Phi, regulate
 from pipeline.prompts.base import Tokens
 
@@ -24,7 +25,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class InnerStep:
-    """α, number of steps, order of differentiation, and the regulator's input scale."""
+    """α, number of steps (0: none, θ itself is trained), order of differentiation, and the regulator's input scale."""
 
     lr: float
     steps: int = 1
@@ -36,60 +37,80 @@ def adapt(tokens: Tokens, phi: Phi, support_loss: TaskLoss, inner: InnerStep) ->
     """θ' = θ − α R^φ(∇θ L(θ, support)), repeated `steps` times (Eq 4–7).
 
     Args:
-        tokens: {modality: (T, M, d)}, one copy per task. Tasks do not interact, so the gradient of the
+        tokens: {name: (T, rows, d)}, one copy per task. Tasks do not interact, so the gradient of the
             summed loss is every task's own gradient.
 
     Returns:
-        The adapted tokens, and the raw gradient of the last step; both are differentiable with respect
+        The adapted tokens, and the raw gradient of the first step; both are differentiable with respect
         to θ and φ through every step if `second_order`, otherwise the gradient counts as a constant.
     """
-    raw: Tokens = {}
-    for _ in range(inner.steps):
-        loss = support_loss(tokens).sum()
-        gradients = torch.autograd.grad(loss, list(tokens.values()), create_graph=inner.second_order)
-        raw = dict(zip(tokens, gradients))
-        step = regulate(phi, raw, inner.input_scale)
-        tokens = {m: tokens[m] - inner.lr * step[m] for m in tokens}
-    return tokens, raw
+    first: Tokens = {}
+    with twice_differentiable() if inner.second_order else nullcontext():
+        for _ in range(inner.steps):
+            loss = support_loss(tokens).sum()
+            gradients = torch.autograd.grad(loss, list(tokens.values()), create_graph=inner.second_order)
+            raw = dict(zip(tokens, gradients))
+            step = regulate(phi, raw, inner.input_scale)
+            tokens = {m: tokens[m] - inner.lr * step[m] for m in tokens}
+            first = first or {m: g.detach() for m, g in raw.items()}
+    return tokens, first
 
 
 @dataclass(frozen=True)
-class MetaStep:
-    """One meta-gradient and what there is to see on the way.
+class MetaGradient:
+    """One meta-gradient and what there is to see on the way, all of it on the device.
 
     Attributes:
         theta, phi: gradients of the mean query loss over tasks (Eq 8–9).
-        start_loss, query_loss: mean query loss at θ and at θ'.
-        raw_rms: root mean square of the support gradient's entries.
+        query_loss, query_accuracy: (T,) at θ'.
+        raw: {name: (T, rows, d)} the support gradient at θ.
     """
 
     theta: Tokens
     phi: Phi
-    start_loss: float
-    query_loss: float
-    query_accuracy: float
-    raw_rms: float
+    query_loss: Tensor
+    query_accuracy: Tensor
+    raw: Tokens
 
 
-def meta_gradient(theta: Tokens, phi: Phi, tasks: int, support_loss: TaskLoss, query_logits: Callable[[Tokens], Tensor], query_labels: Tensor, inner: InnerStep) -> MetaStep:
+def meta_gradient(theta: Tokens, phi: Phi, tasks: int, support_loss: TaskLoss, query_logits: Callable[[Tokens], Tensor], query_labels: Tensor, inner: InnerStep) -> MetaGradient:
     """∇θ and ∇φ of the mean over tasks of L(θ'_t, query_t), through θ' (Eq 8–10).
 
     Args:
-        theta: {modality: (M, d)}; phi: see regulator.py. Both are leaves that require a gradient.
+        theta: {name: (rows, d)}; phi: see regulator.py. Both are leaves that require a gradient.
         query_logits: adapted tokens → (T, m, K); query_labels: (T, m).
-
-    Attention runs on its plain mathematical form, the only one of torch's that can be differentiated twice.
     """
-    with sdpa_kernel(SDPBackend.MATH):
-        copies = {m: v.unsqueeze(0).expand(tasks, *v.shape) for m, v in theta.items()}
-        adapted, raw = adapt(copies, phi, support_loss, inner)
-        logits = query_logits(adapted)
-        loss = cross_entropy(logits, query_labels).mean()
-        wanted = [*theta.values(), *phi.values()]
-        found = torch.autograd.grad(loss, wanted, allow_unused=True)
-        with torch.no_grad():
-            start = cross_entropy(query_logits({m: v.detach() for m, v in copies.items()}), query_labels).mean()
+    copies = {m: v.unsqueeze(0).expand(tasks, *v.shape) for m, v in theta.items()}
+    adapted, raw = adapt(copies, phi, support_loss, inner)
+    logits = query_logits(adapted)
+    losses = cross_entropy(logits, query_labels)
+    wanted = [*theta.values(), *phi.values()]
+    found = torch.autograd.grad(losses.mean(), wanted, allow_unused=True)
     found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found)]
-    hits = (logits.argmax(dim=-1) == query_labels).float().mean()
-    rms = torch.cat([g.detach().flatten() for g in raw.values()]).square().mean().sqrt()
-    return MetaStep(dict(zip(theta, found[: len(theta)])), dict(zip(phi, found[len(theta) :])), start.item(), loss.item(), hits.item(), rms.item())
+    hits = (logits.argmax(dim=-1) == query_labels).float().mean(dim=1)
+    return MetaGradient(dict(zip(theta, found[: len(theta)])), dict(zip(phi, found[len(theta) :])), losses.detach(), hits, raw)
+
+
+def _cosine(a: Tokens, b: Tokens) -> Tensor:
+    """(T,) normalised inner product of two gradients, over all learned tokens together."""
+    left, right = (torch.cat([g.flatten(1) for g in part.values()], dim=1) for part in (a, b))
+    return F.cosine_similarity(left, right, dim=1)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How support and query agree at θ: (T,) query loss there, and the two normalised inner products of Fig 3b."""
+
+    start_loss: Tensor
+    raw: Tensor  # ⟨∇support, ∇query⟩
+    regulated: Tensor  # ⟨R^φ(∇support), ∇query⟩
+
+
+def agreement(theta: Tokens, phi: Phi, support_gradient: Tokens, query_loss: TaskLoss, input_scale: str) -> Agreement:
+    """Compares the support gradient at θ ({name: (T, rows, d)}) with the query's own gradient there."""
+    tasks = next(iter(support_gradient.values())).shape[0]
+    copies = {m: v.detach().unsqueeze(0).repeat(tasks, 1, 1).requires_grad_() for m, v in theta.items()}
+    losses = query_loss(copies)
+    query = dict(zip(copies, torch.autograd.grad(losses.sum(), list(copies.values()))))
+    with torch.no_grad():
+        return Agreement(losses.detach(), _cosine(support_gradient, query), _cosine(regulate(phi, support_gradient, input_scale), query))

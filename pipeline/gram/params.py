@@ -11,36 +11,48 @@ from pipeline.params import Section
 Rate = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 TokenCount = Annotated[int, Field(ge=1, le=64)]
+Prompt = Literal["template", "coop", "cocoop", "vpt", "joint", "coupled"]
 
 
 class Method(Section):
     """A prompt method tuned straight from its own initial tokens (an entry of `methods.direct`)."""
 
-    prompt: Literal["template", "coop"]
+    prompt: Prompt
     title: str  # its name in tables and plots
+    depth: Count = 1  # blocks that get learned tokens; 1: at the towers' input only
+    tokens: TokenCount | None = None  # instead of `context_tokens`
+    init: str | None = None  # words that the context starts from, or random; without: "a photo of a" if it fits, else random
 
 
-class MetaMethod(Section):
-    """A prompt method whose start is meta-learned (an entry of `methods.meta`)."""
+class MetaMethod(Method):
+    """A prompt method whose start is learned from episodes (an entry of `methods.meta`)."""
 
-    prompt: Literal["coop"]
-    title: str
     episodes: str  # entry of `episodes:` that it learns from
-    regulator: Literal["affine", "identity"]  # Eq 5–6, or plain gradients (an ablation)
-    order: Literal["second", "first"]  # differentiate through the inner step, or not
+    algorithm: Literal["gram", "pretrain"] = "gram"  # Algorithm 1, or plain classification of the same pictures (Table 6, row 3)
+    regulator: Literal["affine", "identity"] = "affine"  # Eq 5–6, or plain gradients (Table 6, row 2)
+    order: Literal["second", "first"] = "second"  # differentiate through the inner step, or not
+    steps: Count | None = None  # instead of `meta_steps`
 
 
 class Regulator(Section):
     """What the paper leaves open about R^φ; docs/choices.md has the measurements."""
 
     input_scale: Literal["rms", "none"]  # bring the raw gradient to unit size before Eq 5 and back after Eq 6
-    bias: Annotated[float, Field(gt=0)]  # initial b^γ; tanh(bias) is the first γ
+    bias: Annotated[float, Field(ge=0)]  # initial b^γ; tanh(bias) is the first γ
+    weight_std: Annotated[float, Field(ge=0)]  # standard deviation of the initial W^γ and W^β
+    bias_per_token: bool  # b for every token of its own, or one for all tokens of a modality
 
 
 class Outer(Section):
     """How θ and φ are stepped."""
 
+    optimiser: Literal["adamw", "sgd"]
+    weight_decay: Annotated[float, Field(ge=0)]  # AdamW's, on θ and φ
+    schedule: Literal["constant", "cosine"]  # of both rates over `meta_steps`
     clip_norm: Rate  # largest norm of the meta-gradient of θ, and of φ
+    precision: Literal["fp32", "bf16"]  # of the forward passes (autocast); θ, φ and their steps are fp32
+    recompute: bool  # keep blocks' inputs only and run them again backwards: less memory, more time
+    measure_every: Count  # meta-steps between looks at the loss before adaptation and at the gradients' agreement
     checkpoint_every: Count  # meta-steps
 
 
@@ -48,4 +60,12 @@ class Methods(Section):
     """The methods that are compared."""
 
     direct: dict[str, Method]  # tuned from their own initial tokens, or not tuned at all
-    meta: dict[str, MetaMethod]  # meta-learned first (Algorithm 1), then tuned from there
+    meta: dict[str, MetaMethod]  # learned from episodes first (Algorithm 1), then tuned from there
+
+
+class Study(Section):
+    """What `study/dvc.yaml` repeats over seeds: methods beyond the main table, and who is compared with whom."""
+
+    seeds: Annotated[list[int], Field(min_length=2)]  # of initial tokens, episodes and the few-shot draw at once
+    methods: Methods
+    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]  # (method, the one it is compared with)

@@ -21,12 +21,12 @@ def learning_rate(epoch: int, epochs: int, settings: Tuning) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
-def tune(method: PromptMethod, start: Tokens, phi: Phi, input_scale: str, names: Sequence[str], views: np.ndarray, labels: np.ndarray, settings: Tuning, seed: int) -> list[Tokens]:
+def tune(method: PromptMethod, start: Tokens, phi: Phi, input_scale: str, names: Sequence[str], views: Sequence, labels: np.ndarray, settings: Tuning, seed: int) -> list[Tokens]:
     """SGD with momentum on the few shots.
 
     Args:
-        start: {modality: (M, d)}; phi: {} for plain gradients.
-        views: (epochs, n, e) image features of the augmented views; labels: (n,) among `names`.
+        start: {name: (rows, d)}; phi: {} for plain gradients.
+        views: for each epoch (n, e) features, or (n, 3, h, w) pixels, of the augmented views; labels: (n,) among `names`.
 
     Returns:
         The tokens after every epoch, on the CPU.
@@ -38,14 +38,15 @@ def tune(method: PromptMethod, start: Tokens, phi: Phi, input_scale: str, names:
     order = np.random.default_rng(seed)
     batch = min(settings.batch, len(labels))
     kept = []
-    for epoch, of_epoch in enumerate(views):
+    for epoch in range(len(views)):
+        of_epoch = torch.as_tensor(views[epoch])
         optimiser.param_groups[0]["lr"] = learning_rate(epoch, len(views), settings)
         shuffled = order.permutation(len(labels))
         for first in range(0, len(labels) - batch + 1, batch):
             rows = shuffled[first : first + batch]
-            images = torch.from_numpy(of_epoch[rows]).unsqueeze(0).to(device)
+            seen = method.look(of_epoch[rows].unsqueeze(0).to(device))
             wanted = torch.from_numpy(labels[rows].astype(np.int64)).unsqueeze(0).to(device)
-            loss = cross_entropy(method.logits(tokens, classes, images), wanted).sum()
+            loss = cross_entropy(method.logits(tokens, classes, seen), wanted).sum()
             gradients = dict(zip(tokens, torch.autograd.grad(loss, list(tokens.values()))))
             with torch.no_grad():
                 for modality, g in regulate(phi, gradients, input_scale).items():

@@ -9,36 +9,170 @@ import torch
 from torch import Tensor
 
 from pipeline.clip.backbone import Backbone
+from pipeline.clip.text import Pieces
+from pipeline.clip.vision import require_tokens
+from pipeline.errors import InputError
 
-# A prompt's learned tokens by modality: {"text": (T, M, d)}, with one set of M tokens for each of T tasks.
+# What a method learns, by name: {"text": (T, rows, d), "image": (T, rows, d')}, with one set for each of T
+# tasks. Rows are tokens, or the rows of a weight matrix; R^φ treats each row like a column of the paper's g.
 Tokens = dict[str, Tensor]
 
 
 class PromptMethod(ABC):
-    """One way of putting soft tokens into a frozen CLIP.
+    """One way of putting learned tokens into a frozen CLIP.
 
     Everything is batched over T tasks: the same call serves a batch of meta-training tasks (each with
     its own adapted tokens) and one dataset (T = 1).
+
+    Attributes:
+        sees_pixels: the method needs pictures; others work on cached image features.
+        depth: blocks that get learned tokens; 1: at the tower's input only.
     """
 
-    def __init__(self, backbone: Backbone, template: str = "a photo of a {}.") -> None:
-        """`template` is the benchmark's hand-written prompt; learned prompts have no use for it."""
-        self.backbone = backbone
-        self.template = template
+    sees_pixels = False
+
+    def __init__(self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1) -> None:
+        """`template` is the benchmark's hand-written prompt, where the text side is fixed."""
+        self.backbone, self.template, self.depth = backbone, template, depth
 
     @abstractmethod
-    def initial(self, count: int, generator: torch.Generator) -> Tokens:
-        """The starting tokens without the task dimension: {modality: (M, d)}; {} if nothing is learned."""
+    def initial(self, count: int, generator: torch.Generator, words: str | None = None) -> Tokens:
+        """The start without the task dimension: {name: (rows, d)}; {} if nothing is learned.
+
+        Args:
+            count: M, context tokens in all. words: text whose tokens the context starts from, or None.
+        """
 
     @abstractmethod
     def prepare(self, tasks: Sequence[Sequence[str]]) -> Any:
         """What can be computed once from the class names of T tasks with K classes each."""
 
+    def look(self, images: Tensor) -> Tensor:
+        """What can be computed once from (T, n, e) features or (T, n, 3, h, w) pixels."""
+        return images
+
     @abstractmethod
     def text_features(self, tokens: Tokens, classes: Any) -> Tensor:
         """(T, K, e) L2-normalised features of the prompted classes."""
 
-    def logits(self, tokens: Tokens, classes: Any, images: Tensor) -> Tensor:
-        """Eq 1 with the backbone's own logit scale: (T, n, e) image features → (T, n, K) logits."""
-        scale = self.backbone.model.logit_scale.exp()
-        return scale * images @ self.text_features(tokens, classes).transpose(-1, -2)
+    def image_features(self, tokens: Tokens, seen: Tensor) -> Tensor:
+        """(T, n, e) L2-normalised features of the pictures that `look` saw."""
+        return seen
+
+    def head(self, tokens: Tokens, classes: Any) -> Any:
+        """What of the logits depends on no picture; many pictures are then scored against it."""
+        return self.text_features(tokens, classes)
+
+    def scores(self, tokens: Tokens, head: Any, seen: Tensor) -> Tensor:
+        """Eq 1 with the backbone's own logit scale: pictures that `look` saw → (T, n, K) logits."""
+        return self.backbone.logit_scale * self.image_features(tokens, seen) @ head.transpose(-1, -2)
+
+    def logits(self, tokens: Tokens, classes: Any, seen: Tensor) -> Tensor:
+        """(T, n, K) logits of pictures that `look` saw, for classes from `prepare`."""
+        return self.scores(tokens, self.head(tokens, classes), seen)
+
+
+def random_rows(rows: int, width: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """N(0, 0.02²), drawn on the CPU so that every device starts the same."""
+    return (torch.randn(rows, width, generator=generator) * 0.02).to(device)
+
+
+def repeated(per_task: Tensor, times: int) -> Tensor:
+    """(T, …) → (T · times, …): one copy of each task's tokens for each of its classes or pictures."""
+    return per_task.unsqueeze(1).expand(-1, times, *per_task.shape[1:]).flatten(0, 1)
+
+
+FOUR_WORDS = "a photo of a"
+RANDOM = "random"
+
+
+def words_or_random(backbone: Backbone, count: int, generator: torch.Generator, words: str | None) -> Tensor:
+    """(M, d) context tokens: the embeddings of `words`, or of "a photo of a" if that is M tokens, otherwise N(0, 0.02²).
+
+    The words "random" ask for N(0, 0.02²). Raises InputError if `words` are given and are not M tokens.
+    """
+    tower = backbone.text
+    if words == RANDOM:
+        return random_rows(count, tower.width, generator, backbone.device)
+    pieces = tower.split([words or FOUR_WORDS])
+    found = pieces.rest[0, : int(pieces.end)]
+    if len(found) == count:
+        return found.clone()
+    if words:
+        raise InputError(f"the initial words '{words}' are {len(found)} tokens of this backbone, but the method has {count} context tokens in its text; change 'init' or 'context_tokens'")
+    return random_rows(count, tower.width, generator, backbone.device)
+
+
+class NamedClasses:
+    """The class names' token embeddings, opened for a context (Eq 2), and the number of tasks and classes."""
+
+    def __init__(self, backbone: Backbone, tasks: Sequence[Sequence[str]]) -> None:
+        self.pieces: Pieces = backbone.text.split([name.replace("_", " ") + "." for task in tasks for name in task])
+        self.shape = (len(tasks), len(tasks[0]))
+
+
+class TextContext(PromptMethod):
+    """Methods that learn a context before the class name; `text` holds M rows, or M for each of `depth` blocks."""
+
+    def __init__(self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1) -> None:
+        super().__init__(backbone, template, depth)
+        if depth > backbone.text.layers:
+            raise InputError(f"'depth' is {depth}, but the backbone's text tower has {backbone.text.layers} blocks; lower it")
+
+    def prepare(self, tasks: Sequence[Sequence[str]]) -> NamedClasses:
+        return NamedClasses(self.backbone, tasks)
+
+    def text_features(self, tokens: Tokens, classes: NamedClasses) -> Tensor:
+        return self.prompted(tokens["text"], classes)
+
+    def prompted(self, context: Tensor, classes: NamedClasses) -> Tensor:
+        """(T, depth · M, d) context → (T, K, e)."""
+        T, K = classes.shape
+        first, deep = by_depth(repeated(context, K), self.depth)
+        return self.backbone.text.features(classes.pieces, first, deep).view(T, K, -1)
+
+
+class FixedText(PromptMethod):
+    """Methods whose text side is the hand-written template."""
+
+    def prepare(self, tasks: Sequence[Sequence[str]]) -> Tensor:
+        tower = self.backbone.text
+        texts = [self.template.format(name.replace("_", " ")) for names in tasks for name in names]
+        with torch.no_grad():
+            features = torch.cat([tower.features(tower.split(texts[i : i + 256])) for i in range(0, len(texts), 256)])
+        return features.view(len(tasks), -1, features.shape[-1])
+
+    def text_features(self, tokens: Tokens, classes: Tensor) -> Tensor:
+        return classes
+
+
+def by_depth(rows: Tensor, depth: int) -> tuple[Tensor, Tensor | None]:
+    """(n, depth · M, d) → tokens at the input (n, M, d), and those of the following blocks (n, depth − 1, M, d) or None."""
+    layers = rows.unflatten(1, (depth, -1))
+    return layers[:, 0], layers[:, 1:] if depth > 1 else None
+
+
+class VisualTokens(PromptMethod):
+    """Mixin for methods that learn tokens beside the patches; `image` holds M rows, or M for each of `depth` blocks."""
+
+    sees_pixels = True
+
+    def __init__(self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1) -> None:
+        super().__init__(backbone, template, depth)
+        self.tower = require_tokens(backbone.vision, backbone.model)
+        if depth > self.tower.layers:
+            raise InputError(f"'depth' is {depth}, but the backbone's vision tower has {self.tower.layers} blocks; lower it")
+
+    def look(self, images: Tensor) -> Tensor:
+        """(T, n, 3, h, w) pixels → (T, n, P, d) embedded patches, which no token changes."""
+        with torch.no_grad():
+            return self.tower.embed(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+    def image_features(self, tokens: Tokens, seen: Tensor) -> Tensor:
+        return self.seen_with(tokens["image"], seen)
+
+    def seen_with(self, rows: Tensor, seen: Tensor) -> Tensor:
+        """(T, depth · M, d) tokens beside (T, n, P, d) patches → (T, n, e)."""
+        T, n = seen.shape[:2]
+        first, deep = by_depth(repeated(rows, n), self.depth)
+        return self.tower.features(seen.flatten(0, 1), first, deep).view(T, n, -1)

@@ -1,6 +1,6 @@
 """Where tuning starts: a method's tokens θ and regulator φ, as two safetensors files in one folder.
 
-prompt.safetensors holds θ by modality; its metadata names the prompt method, so that whoever has the
+prompt.safetensors holds θ by name; its metadata says which prompt method of which depth, so that whoever has the
 folder needs no parameter file. regulator.safetensors holds φ (nothing, for plain gradients) and how
 its input is scaled. A method that learns nothing has no tensors in either.
 """
@@ -15,14 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.artifacts import replacing
+from pipeline.clip.backbone import Backbone
 from pipeline.errors import InputError
+from pipeline.prompts import METHODS, PromptMethod
 
 
 @dataclass(frozen=True)
 class Start:
-    """θ: {modality: (M, d)}; φ: see gram/regulator.py."""
+    """θ: {name: (rows, d)}; φ: see gram/regulator.py."""
 
     prompt: str
+    depth: int
     theta: dict[str, Tensor]
     phi: dict[str, Tensor]
     input_scale: str
@@ -45,13 +48,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_start(start: Start, folder: Path) -> None:
-    save_tensors(start.theta, folder / "prompt.safetensors", prompt=start.prompt)
+    save_tensors(start.theta, folder / "prompt.safetensors", prompt=start.prompt, depth=str(start.depth))
     save_tensors(start.phi, folder / "regulator.safetensors", input_scale=start.input_scale)
 
 
 def load_start(folder: Path) -> Start:
     theta, about_prompt = load_tensors(folder / "prompt.safetensors")
     phi, about_regulator = load_tensors(folder / "regulator.safetensors")
-    if "prompt" not in about_prompt or "input_scale" not in about_regulator:
+    if not {"prompt", "depth"} <= set(about_prompt) or "input_scale" not in about_regulator:
         raise InputError(f"{folder}: its files do not say which prompt method they belong to; delete it and run `dvc repro` again")
-    return Start(about_prompt["prompt"], theta, phi, about_regulator["input_scale"])
+    return Start(about_prompt["prompt"], int(about_prompt["depth"]), theta, phi, about_regulator["input_scale"])
+
+
+def method_of(about: dict[str, str], backbone: Backbone, template: str) -> PromptMethod:
+    """The method that a file's metadata (`prompt`, `depth`) names, on a backbone and with a benchmark's template."""
+    return METHODS[about["prompt"]](backbone, template, int(about["depth"]))

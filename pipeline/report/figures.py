@@ -89,3 +89,31 @@ def epoch_curves(epochs: pl.DataFrame, titles: dict[str, str], half: str) -> go.
             x, y = [1, last], y * 2
         figure.add_scatter(x=x, y=y, mode="lines+markers", name=title, line=dict(color=colour, width=2), marker_size=5)
     return _styled(figure, 300, xaxis_title="epoch of tuning", yaxis_title=f"{half} accuracy (%)")
+
+
+def agreement_curve(curves: dict[str, list[pl.DataFrame]]) -> go.Figure:
+    """Normalised inner product of support and query gradient at θ over meta-training, raw and regulated (Fig 3b).
+
+    Args:
+        curves: title → curves of the same length, one per seed; their mean is drawn.
+    """
+    figure = go.Figure()
+    for colour, (title, of_seeds) in zip(COLOURS[1:], curves.items()):
+        joined = pl.concat([c.drop_nulls("raw_agreement") for c in of_seeds]).group_by("step").agg(pl.col("raw_agreement", "regulated_agreement").mean()).sort("step")
+        window = max(1, len(joined) // 10)
+        for column, name, dash in (("raw_agreement", "raw", "dot"), ("regulated_agreement", "regulated", "solid")):
+            y = joined[column].rolling_mean(window, min_samples=1)
+            figure.add_scatter(x=joined["step"], y=y, mode="lines", name=f"{title}, {name}", line=dict(color=colour, width=2, dash=dash))
+    return _styled(figure, 320, xaxis_title=f"meta-step (mean of {window} measurements)", yaxis_title="cosine with the query gradient")
+
+
+def runs_by_method(runs: pl.DataFrame, titles: dict[str, str], figure_of: str) -> go.Figure:
+    """One dot per run and one bar for the mean of each method."""
+    figure = go.Figure()
+    for method, title in titles.items():
+        y = runs.filter(pl.col("method") == method)[figure_of]
+        figure.add_scatter(x=y, y=[title] * len(y), mode="markers", marker=dict(color=COLOURS[2], size=8, opacity=0.6), showlegend=False, hovertemplate="%{x:.2f}<extra></extra>")
+        figure.add_scatter(x=[y.mean()], y=[title], mode="markers", marker=dict(symbol="line-ns", size=18, line=dict(width=3, color=COLOURS[1])), showlegend=False, hovertemplate="mean %{x:.2f}<extra></extra>")
+    figure = _styled(figure, 80 + 28 * len(titles), xaxis_title=f"{figure_of} (%)")
+    figure.update_layout(margin_l=190, margin_t=10, yaxis_autorange="reversed")
+    return figure

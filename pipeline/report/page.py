@@ -32,6 +32,7 @@ def figure_html(figure: go.Figure, name: str) -> str:
     return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True})
 
 
-def render(context: dict[str, Any]) -> str:
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8"))
-    return template.render(plotly=get_plotlyjs(), **context)
+def render(context: dict[str, Any], page: str = "page") -> str:
+    """The page `<page>.html.j2` beside this file, filled in, with plotly.js inside."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FileSystemLoader(Path(__file__).parent))
+    return environment.get_template(f"{page}.html.j2").render(plotly=get_plotlyjs(), **context)

@@ -1,0 +1,105 @@
+"""A benchmark as the `benchmark` stage left it: what tuning and evaluation read, for any kind of method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Sequence
+
+import numpy as np
+import polars as pl
+import torch
+
+from pipeline.artifacts import from_vectors, read_table, vector_dim
+from pipeline.benchmarks.schemas import PICTURES, SAMPLES, test_schema, views_schema
+from pipeline.benchmarks.views import AugmentedViews
+from pipeline.clip.backbone import open_picture
+from pipeline.errors import InputError
+from pipeline.prompts.base import PromptMethod
+
+CHUNK = 512  # test pictures that are judged at once
+
+
+def samples_of(folder: Path) -> pl.DataFrame:
+    """The table of `SAMPLES`."""
+    return pl.from_arrow(read_table(folder / "samples.parquet", SAMPLES))
+
+
+def class_names(samples: pl.DataFrame, half: str) -> list[str]:
+    """The names of a half in label order: its head."""
+    return samples.filter(pl.col("half") == half).select("label", "name").unique().sort("label")["name"].to_list()
+
+
+def _pictures(folder: Path) -> dict[int, bytes]:
+    table = read_table(folder / "pictures.parquet", PICTURES)
+    return dict(zip(table["index"].to_pylist(), table["picture"].to_pylist()))
+
+
+@dataclass(frozen=True)
+class Shots:
+    """One few-shot draw of the base classes.
+
+    Attributes:
+        views: one (n, e) array of features or (n, 3, h, w) tensor of pixels per epoch.
+        labels: (n,) int64, among the base classes.
+    """
+
+    views: Sequence
+    labels: np.ndarray
+
+
+def few_shots(folder: Path, method: PromptMethod, seed: int) -> Shots:
+    """The augmented views of one draw, as features or as pixels, whichever the method needs.
+
+    Raises InputError if the benchmark stage drew nothing for this seed.
+    """
+    path = folder / "views.parquet"
+    table = read_table(path, views_schema(vector_dim(path, "image")))
+    rows = table["seed"].to_numpy() == seed
+    if not rows.any():
+        raise InputError(f"{path}: has no views for seed {seed} of 'few_shot.seeds'; run `dvc repro` so that the benchmark stage draws them")
+    epochs = int(table["epoch"].to_numpy()[rows].max()) + 1
+    index = table["index"].to_numpy()[rows].reshape(epochs, -1)[0]
+    label_of = dict(samples_of(folder).select("index", "label").iter_rows())
+    labels = np.array([label_of[i] for i in index], dtype=np.int64)
+    if method.sees_pixels:
+        pictures = _pictures(folder)
+        return Shots(AugmentedViews(method.backbone, [open_picture(pictures[i]) for i in index], epochs, seed), labels)
+    return Shots(from_vectors(table["image"])[rows].reshape(epochs, len(index), -1), labels)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The test pictures of one half and its own head.
+
+    Attributes:
+        names: the head's class names.
+        index: (n,) rows of the samples. labels: (n,) among `names`.
+    """
+
+    names: list[str]
+    index: np.ndarray
+    labels: np.ndarray
+
+
+def exam_of(samples: pl.DataFrame, half: str) -> Exam:
+    rows = samples.filter((pl.col("split") == "test") & (pl.col("half") == half)).sort("index")
+    first = int(samples.filter(pl.col("half") == half)["label"].min())
+    return Exam(class_names(samples, half), rows["index"].to_numpy(), rows["label"].to_numpy() - first)
+
+
+def seen_tests(folder: Path, method: PromptMethod, index: np.ndarray) -> Iterator[torch.Tensor]:
+    """What the method saw of the test pictures `index`, in chunks (1, n, …)."""
+    device = method.backbone.device
+    if method.sees_pixels:
+        pictures, view = _pictures(folder), method.backbone.test_view
+        for start in range(0, len(index), CHUNK):
+            pixels = torch.stack([view(open_picture(pictures[i])) for i in index[start : start + CHUNK]])
+            yield method.look(pixels.unsqueeze(0).to(device))
+    else:
+        path = folder / "test.parquet"
+        table = read_table(path, test_schema(vector_dim(path, "image")))
+        row_of = {i: row for row, i in enumerate(table["index"].to_pylist())}
+        features = torch.from_numpy(from_vectors(table["image"])[[row_of[i] for i in index.tolist()]])
+        for part in features.split(CHUNK):
+            yield method.look(part.unsqueeze(0).to(device))

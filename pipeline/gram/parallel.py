@@ -1,0 +1,35 @@
+"""Data-parallel meta-training under `torchrun`: every process takes its share of each batch of tasks."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def join(device: torch.device) -> tuple[int, int]:
+    """(rank, processes): (0, 1) unless `torchrun` started us."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def mean_over_processes(tensors: list[Tensor]) -> None:
+    """Replaces each tensor by its mean over all processes. With shares of equal size that is the whole batch's mean."""
+    if not dist.is_initialized() or not tensors:
+        return
+    flat = torch.cat([t.detach().flatten().float() if t.dtype != torch.float64 else t.detach().flatten() for t in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors])):
+        tensor.copy_(part.view_as(tensor))
+
+
+def wait() -> None:
+    """Returns when every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,101 @@
+"""Puts a study's runs side by side: means over seeds, paired differences with intervals, one page of plots.
+
+    python stages/compare.py --runs data/study/runs --out data/study/report
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.artifacts import read_table, replacing
+from pipeline.benchmarks.schemas import STUDY_SCORES
+from pipeline.benchmarks.scores import averages, interval
+from pipeline.errors import InputError
+from pipeline.gram.params import Study
+from pipeline.params import load_params
+from pipeline.report import figures
+from pipeline.report.page import figure_html, render
+from pipeline.stage import parser, run
+
+READS = {"study": ("study", Study)}
+FIGURES = ("base", "new", "H")
+
+
+def method_rows(runs: pl.DataFrame, titles: dict[str, str]) -> list[dict]:
+    """Mean and standard deviation over seeds of every method."""
+    rows = []
+    for method, title in titles.items():
+        of_method = runs.filter(pl.col("method") == method)
+        spread = {f"{k}_sd": of_method[k].std() for k in FIGURES}
+        rows.append({"method": method, "title": title, "runs": len(of_method), **{k: of_method[k].mean() for k in FIGURES}, **spread})
+    return rows
+
+
+def pair_rows(runs: pl.DataFrame, pairs: list[list[str]], titles: dict[str, str]) -> list[dict]:
+    """Difference seed by seed of every pair: mean, and half-width of its 95% interval."""
+    rows = []
+    for one, other in pairs:
+        both = runs.filter(pl.col("method") == one).join(runs.filter(pl.col("method") == other), on="seed", suffix="_other")
+        row = {"pair": f"{one} − {other}", "title": f"{titles[one]} − {titles[other]}", "runs": len(both)}
+        for k in FIGURES:
+            row[k], row[f"{k}_ci"] = interval((both[k] - both[f"{k}_other"]).to_numpy())
+        rows.append(row)
+    return rows
+
+
+def print_rows(title: str, rows: list[dict], spread: str, form: str) -> None:
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for name in FIGURES:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["title"], *(f"{row[k]:{form}} ± {row[f'{k}_{spread}']:.2f}" for k in FIGURES))
+    Console().print(table)
+
+
+def main():
+    cli = parser(__doc__)
+    cli.add_argument("--runs", type=Path, required=True, help="folder of runs by method and seed")
+    cli.add_argument("--out", type=Path, required=True, help="folder for study.html, methods.csv, pairs.csv")
+    args = cli.parse_args()
+    p = load_params(args.params, READS)
+    methods = p.study.methods.direct | p.study.methods.meta
+    titles = {name: m.title for name, m in methods.items()}
+
+    found, epochs = [], []
+    for method in methods:
+        for seed in p.study.seeds:
+            folder = args.runs / method / str(seed)
+            if not folder.is_dir():
+                raise InputError(f"{folder}: missing; `dvc repro study/dvc.yaml` makes it")
+            scores = pl.from_arrow(read_table(folder / "scores.parquet", STUDY_SCORES))
+            found.append({"method": method, "seed": seed, **averages(scores)})
+            epochs.append(pl.read_csv(folder / "epochs.csv").with_columns(method=pl.lit(method)))
+    runs = pl.DataFrame(found)
+    by_epoch = pl.concat(epochs).group_by("method", "epoch", "half").agg(pl.col("top1").mean()).sort("method", "half", "epoch")
+    regulated = {n: m for n, m in p.study.methods.meta.items() if m.algorithm == "gram" and m.regulator == "affine"}
+    curves = {m.title: [pl.read_csv(args.runs / n / str(seed) / "curve.csv") for seed in p.study.seeds] for n, m in regulated.items()}
+    rows, pairs = method_rows(runs, titles), pair_rows(runs, p.study.pairs, titles)
+
+    html = render({
+        "lead": f"{len(methods)} methods, {len(p.study.seeds)} seeds, every benchmark of the main table.",
+        "methods": rows, "pairs": pairs,
+        "dots": [figure_html(figures.runs_by_method(runs, titles, k), f"runs-{k}") for k in ("base", "new")],
+        "epochs": [figure_html(figures.epoch_curves(by_epoch, titles, half), f"epochs-{half}") for half in ("base", "new")],
+        "agreement": figure_html(figures.agreement_curve(curves), "agreement"),
+    }, "study")
+    for name, content in (("study.html", html), ("methods.csv", pl.DataFrame(rows).write_csv()), ("pairs.csv", pl.DataFrame(pairs).write_csv()), ("runs.csv", runs.write_csv())):
+        with replacing(args.out / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    print_rows("Average over benchmarks (%), mean ± standard deviation over seeds", rows, "sd", ".2f")
+    print_rows("Paired differences (points), mean ± 95% interval", pairs, "ci", "+.2f")
+    metrics = {row["pair"].replace(" − ", "-"): {k: round(row[k], 4) for k in FIGURES} for row in pairs}
+    return f"{args.out / 'study.html'}: {len(runs)} runs", metrics, args.metrics
+
+
+if __name__ == "__main__":
+    run(main)
