@@ -51,8 +51,12 @@ class Backbone:
 
 
 def device() -> torch.device:
-    """DEVICE from the environment, otherwise CUDA if there is one. It is no parameter: results are the same task."""
-    return torch.device(os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """DEVICE from the environment, otherwise CUDA if there is one (under `torchrun` each process its own).
+
+    It is no parameter: the task is the same everywhere.
+    """
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return torch.device(os.environ.get("DEVICE") or (own if torch.cuda.is_available() else "cpu"))
 
 
 # A buffer that older Hugging Face versions saved among the weights.

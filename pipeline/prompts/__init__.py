@@ -1,4 +1,7 @@
-"""Prompt learners: one small class each behind the interface of `base.py`; a new one is one file and one entry below."""
+"""Prompt learners: one small class each behind the interface of `base.py`; a new one is one file and one entry below.
+
+Its name goes into `Prompt` of gram/params.py too, where params.yaml is checked without loading torch.
+"""
 
 from pipeline.prompts.base import PromptMethod
 from pipeline.prompts.cocoop import CoCoOp

@@ -1,0 +1,42 @@
+"""What a study makes of its runs: averages, paired intervals, and entries that do not exist."""
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import ROOT
+from scipy import stats
+from typing import get_args
+
+from pipeline.benchmarks.scores import averages, interval
+from pipeline.errors import InputError
+from pipeline.gram.params import Prompt
+from pipeline.prompts import METHODS
+from pipeline.schema import check
+
+
+def test_the_interval_is_the_paired_t_test_s():
+    a, b = np.array([66.1, 65.2, 67.3, 66.6, 65.9]), np.array([64.9, 64.6, 65.1, 65.2, 64.7])
+    mean, half = interval(a - b)
+    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_run_s_h_is_of_its_averages():
+    """Two benchmarks of 4 and 2 pictures a half: each counts the same, and H is taken last."""
+    rows = [("a", "base", 1, 1), ("a", "base", 1, 1), ("a", "base", 0, 1), ("a", "base", 0, 1), ("a", "new", 1, 1), ("b", "base", 1, 1), ("b", "base", 1, 1), ("b", "new", 0, 1)]
+    found = averages(pl.DataFrame(rows, schema=["benchmark", "half", "label", "predicted"], orient="row"))
+    assert (found["base"], found["new"]) == (75, 50)
+    assert found["H"] == pytest.approx(2 * 75 * 50 / 125)
+
+
+def test_every_prompt_that_params_yaml_may_name_exists():
+    assert set(get_args(Prompt)) == set(METHODS)
+
+
+def test_a_pair_of_unknown_methods(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    assert text.count("- [vpt_gram, vpt]") == 1
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("- [vpt_gram, vpt]", "- [vpt_gram, vtp]"))
+    with pytest.raises(InputError, match="study.pairs names 'vtp', which is no entry of 'study.methods'"):
+        check(path)
