@@ -160,7 +160,7 @@ def test_the_report_needs_nothing_beside_it(demo):
 
 
 def test_inner_lr_reruns_meta_training_and_what_follows_from_it(edit):
-    folder = edit("params.yaml", "inner_lr: 0.1", "inner_lr: 1e-02")  # as DVC writes numbers
+    folder = edit("params.yaml", "inner_lr: 0.5", "inner_lr: 1e-02")  # as DVC writes numbers
     assert would_run(folder) == {"metatrain@coop_gram", "report"} | {f"{s}_meta@{b}-coop_gram" for s in ("tune", "evaluate") for b in ("animals", "food", "vehicles", "things")}
 
 
@@ -173,7 +173,7 @@ def test_min_cluster_size_starts_at_topics(edit):
 def test_one_methods_entry_reruns_that_method(edit):
     stages = would_run(edit("params.yaml", "regulator: affine, order: second}", "regulator: identity, order: second}"))
     assert stages == {"metatrain@coop_gram", "report"} | {f"{s}_meta@{b}-coop_gram" for s in ("tune", "evaluate") for b in ("animals", "food", "vehicles", "things")}
-    stages = would_run(edit("params.yaml", "coop: {prompt: coop, title: CoOp}", "coop: {prompt: coop, title: CoOp again}"))
+    stages = would_run(edit("params.yaml", "title: CLIP}\n    coop: {prompt: coop, title: CoOp}", "title: CLIP}\n    coop: {prompt: coop, title: CoOp again}"))
     assert {"start@coop", "report"} <= stages and not stages & {"metatrain@coop_gram", "start@clip", "tune@food-clip", "tune_meta@food-coop_gram"}
 
 
@@ -206,6 +206,47 @@ def test_an_experiment_as_written_in_the_readme(demo):
     done = run("dvc", "repro", cwd=folder)  # the run cache has the old results
     assert "Running stage" not in done.stdout.replace("cached, skipping run", "") or "cached" in done.stdout
     assert metrics(demo, "results") == before
+
+
+def test_a_study_runs_what_the_main_chain_runs_and_compares_it(demo, tmp_path):
+    """CoOp's run equals tune and evaluate of the main file, to the picture; the page has every part."""
+    import polars as pl
+
+    folder, runs = demo[0], tmp_path / "runs"
+    text = (folder / "params.yaml").read_text()
+    start, end = text.index("\nstudy:\n"), text.index("\nreport:\n")
+    text = text[:start] + """
+study:
+  seeds: [1, 2]
+  methods:
+    direct:
+      coop: {prompt: coop, title: CoOp}
+    meta:
+      coop_gram: {prompt: coop, title: CoOp + GRAM, episodes: shifted, steps: 12}
+  pairs: [[coop_gram, coop]]
+""" + text[end:]
+    (tmp_path / "params.yaml").write_text(text)
+    common = ("--params", tmp_path / "params.yaml")
+    for seed in (1, 2):
+        run(sys.executable, "stages/episodes.py", *common, "--name", "shifted", "--seed", seed, "--domains", "data/domains.parquet", "--labels", "data/labels.parquet", "--features", "data/features",
+            "--pairs", "data/pairs.parquet", "--shards", "data/shards", "--out", tmp_path / "episodes" / "shifted" / str(seed), cwd=folder)
+        for kind, name in (("direct", "coop"), ("meta", "coop_gram")):
+            run(sys.executable, "stages/study.py", *common, "--kind", kind, "--name", name, "--seed", seed, "--episodes", tmp_path / "episodes", "--benchmarks", "data/benchmarks",
+                "--out", runs / name / str(seed), cwd=folder)
+        found = pl.read_parquet(runs / "coop" / str(seed) / "scores.parquet").drop("seed").sort("benchmark", "half", "index")
+        main = pl.concat(
+            pl.read_parquet(folder / "data" / "scores" / b / "coop" / "scores.parquet").filter(pl.col("seed") == seed).with_columns(benchmark=pl.lit(b))
+            for b in ("animals", "food", "things", "vehicles")
+        ).drop("seed").sort("benchmark", "half", "index")
+        assert found.equals(main)
+    done = run(sys.executable, "stages/compare.py", *common, "--runs", runs, "--out", tmp_path / "report", cwd=folder)
+    assert "CoOp + GRAM − CoOp" in done.stdout
+    html = (tmp_path / "report" / "study.html").read_text()
+    for part in ('id="runs-base"', 'id="epochs-new"', 'id="agreement"', "Fig 3b"):
+        assert part in html
+    shutil.rmtree(runs / "coop" / "2")
+    done = run(sys.executable, "stages/compare.py", *common, "--runs", runs, "--out", tmp_path / "report", cwd=folder, check=False)
+    assert done.returncode == 1 and "coop/2: missing" in done.stderr
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
@@ -252,4 +293,7 @@ def test_the_paper_profile_plans_without_any_data(tmp_path):
     other = clone(tmp_path / "clone")
     shutil.copy2(other / "profiles" / "paper.yaml", other / "params.yaml")
     stages = run("dvc", "stage", "list", "--name-only", cwd=other).stdout.split()
-    assert "metatrain@coop_gram" in stages and "tune@imagenet-coop" in stages and not [s for s in stages if s.startswith("draw")]
+    assert {"metatrain@unigram", "tune@imagenet-cocoop", "tune_meta@dtd-vpt_gram"} <= set(stages)
+    assert not [s for s in stages if s.startswith("draw")]
+    study = run("dvc", "stage", "list", "--name-only", "study/dvc.yaml", cwd=other).stdout
+    assert "meta@tokens_8-3" in study and "compare" in study

@@ -37,9 +37,9 @@ def test_json_schema_is_up_to_date():
     ("  min_cluster_size: 12", "  min_cluster_size: twelve", ["'topics.min_cluster_size'", "valid integer", "'twelve'"]),
     ("  min_cluster_size: 12", "  min_cluster_size: 1", ["'topics.min_cluster_size'", "greater than or equal to 2"]),
     ("  selection: leaf", "  selection: leef", ["'topics.selection'", "'eom' or 'leaf'", "'leef'"]),
-    ("inner_lr: 0.1", "inner_lr: '0.1'", ["'inner_lr'", "'0.1'"]),
-    ("inner_lr: 0.1", "inner_lr: -0.1", ["'inner_lr'", "greater than 0"]),
-    ("episodes: shifted,", "episodes: shiftd,", ["methods.meta.coop_gram.episodes", "'shiftd'", "shifted"]),
+    ("inner_lr: 0.5", "inner_lr: '0.1'", ["'inner_lr'", "'0.1'"]),
+    ("inner_lr: 0.5", "inner_lr: -0.1", ["'inner_lr'", "greater than 0"]),
+    ("episodes: shifted, regulator", "episodes: shiftd, regulator", ["methods.meta.coop_gram.episodes", "'shiftd'", "shifted"]),
     ('path: data/world/animals.zip, template: "a photo of a {}."', 'path: data/world/animals.zip, template: "a photo"', ["benchmarks.animals.template", "{}"]),
 ])
 def test_one_clear_error(tmp_path, old, new, words):
@@ -72,7 +72,7 @@ def test_missing_and_unreadable_files(tmp_path):
 @pytest.mark.parametrize("written, value", [("1e-05", 1e-5), ("1e-5", 1e-5), ("2", 2.0), ("0.01", 0.01)])
 def test_numbers_as_dvc_writes_them(tmp_path, written, value):
     """DVC turns -S inner_lr=1e-5 into `1e-05`, which a YAML 1.1 reader takes for a string."""
-    path = edited(tmp_path, "inner_lr: 0.1", f"inner_lr: {written}")
+    path = edited(tmp_path, "inner_lr: 0.5", f"inner_lr: {written}")
     assert load_params(path, {"lr": ("inner_lr", Rate)}).lr == value
 
 
