@@ -39,7 +39,7 @@ def test_json_schema_is_up_to_date():
     ("  selection: leaf", "  selection: leef", ["'topics.selection'", "'eom' or 'leaf'", "'leef'"]),
     ("inner_lr: 0.5", "inner_lr: '0.1'", ["'inner_lr'", "'0.1'"]),
     ("inner_lr: 0.5", "inner_lr: -0.1", ["'inner_lr'", "greater than 0"]),
-    ("episodes: shifted, regulator", "episodes: shiftd, regulator", ["methods.meta.coop_gram.episodes", "'shiftd'", "shifted"]),
+    ("episodes: shifted, regulator: affine", "episodes: shiftd, regulator: affine", ["methods.meta.coop_gram.episodes", "'shiftd'", "shifted"]),
     ('path: data/world/animals.zip, template: "a photo of a {}."', 'path: data/world/animals.zip, template: "a photo"', ["benchmarks.animals.template", "{}"]),
 ])
 def test_one_clear_error(tmp_path, old, new, words):
