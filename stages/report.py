@@ -23,7 +23,7 @@ from pipeline.report import figures
 from pipeline.report.gallery import topic_cards
 from pipeline.report.page import figure_html, render, table_rows
 from pipeline.report.params import Report
-from pipeline.report.results import AVERAGE, chance, read_epochs, read_results
+from pipeline.report.results import AVERAGE, chance, epochs_table, read_epochs, read_results
 from pipeline.stage import parser, run
 
 READS = {
@@ -57,7 +57,7 @@ def main():
         "pairs": "Parquet: one row per caption", "shards": "folder of picture shards", "kept": "Parquet: reason of every rejection",
         "topics": "Parquet: topic and map place per pair", "labels": "Parquet: name and words per topic", "domains": "Parquet: domain per pair",
         "starts": "folder of starts by method", "benchmarks": "folder of benchmarks", "scores": "folder of scores by benchmark and method",
-        "out": "folder for report.html and results.csv",
+        "out": "folder for report.html, results.csv and epochs-<half>.csv",
     }.items():
         cli.add_argument(f"--{name}", type=Path, required=True, help=what)
     args = cli.parse_args()
@@ -107,6 +107,9 @@ def main():
     rows = [{"benchmark": b, "method": m, **figure} for b, by_method in results.items() for m, figure in by_method.items()]
     with replacing(args.out / "results.csv") as temporary:
         pl.DataFrame(rows).write_csv(temporary)
+    for half in ("base", "new"):  # a column per method, for `dvc plots`
+        with replacing(args.out / f"epochs-{half}.csv") as temporary:
+            epochs_table(epochs, half).write_csv(temporary, float_precision=4)
     print_table(results, titles)
     summary = {m: {k: round(results[AVERAGE][m][k], 4) for k in ("base", "new", "H")} for m in titles}
     return f"{args.out / 'report.html'}: {len(html) / 1e6:.1f} MB", summary, args.metrics

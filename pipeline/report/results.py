@@ -45,6 +45,12 @@ def read_epochs(scores: Path, benchmarks: list[str], methods: dict[str, str]) ->
     return pl.concat(parts).group_by("method", "epoch", "half").agg(pl.col("top1").mean()).sort("method", "half", "epoch")
 
 
+def epochs_table(epochs: pl.DataFrame, half: str) -> pl.DataFrame:
+    """One row per epoch, a column of accuracies per method; a method that learns nothing stays where it is."""
+    wide = epochs.filter(pl.col("half") == half).pivot("method", index="epoch", values="top1").sort("epoch")
+    return wide.fill_null(strategy="forward").filter(pl.col("epoch") > 0)
+
+
 def chance(benchmarks: Path, names: list[str]) -> dict[str, tuple[float, float]]:
     """Accuracy of guessing in percent, base and new, per benchmark and on average."""
     found = {}
