@@ -111,9 +111,9 @@ def test_harmonic_mean_reproduces_the_papers_rows():
 def test_starts_read_back_and_complain(tmp_path):
     import torch
 
-    save_start(Start("coop", {"text": torch.ones(2, 3)}, {}, "rms"), tmp_path)
+    save_start(Start("coop", 3, {"text": torch.ones(2, 3)}, {}, "rms"), tmp_path)
     start = load_start(tmp_path)
-    assert start.prompt == "coop" and start.input_scale == "rms" and start.phi == {} and start.theta["text"].shape == (2, 3)
+    assert start.prompt == "coop" and start.depth == 3 and start.input_scale == "rms" and start.phi == {} and start.theta["text"].shape == (2, 3)
     whole = (tmp_path / "prompt.safetensors").read_bytes()
     (tmp_path / "prompt.safetensors").write_bytes(whole[:-4])
     with pytest.raises(InputError, match="prompt.safetensors: not a complete safetensors file"):

@@ -138,6 +138,26 @@ def test_meta_training_started_with_something_to_learn(demo):
     assert found["start_loss_first"] > 0.05 and found["raw_gradient_rms_first"] > 1e-4
 
 
+def test_visual_methods_see_the_pictures_that_the_cached_features_were_made_of(demo):
+    """Views and test pictures, decoded and augmented again, give the cached features (float16) back."""
+    import torch
+
+    from pipeline.benchmarks.cache import exam_of, few_shots, samples_of, seen_tests
+    from pipeline.clip.backbone import load_backbone
+    from pipeline.prompts import METHODS
+
+    folder, backbone = demo[0] / "data" / "benchmarks" / "food", load_backbone(demo[0] / "demo" / "backbone")
+    cached, visual = METHODS["coop"](backbone), METHODS["vpt"](backbone)
+    shots, again = few_shots(folder, cached, 2), few_shots(folder, visual, 2)
+    assert (shots.labels == again.labels).all() and len(shots.views) == len(again.views) == 10
+    index = exam_of(samples_of(folder), "new").index
+    with torch.inference_mode():
+        seen = visual.tower.features(visual.look(again.views[7].unsqueeze(0))[0])
+        assert torch.allclose(seen, torch.as_tensor(shots.views[7]), atol=2e-3)
+        for features, patches in zip(seen_tests(folder, cached, index), seen_tests(folder, visual, index), strict=True):
+            assert torch.allclose(features[0], visual.tower.features(patches[0]), atol=2e-3)
+
+
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()
