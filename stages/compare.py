@@ -49,7 +49,7 @@ def pair_rows(runs: pl.DataFrame, pairs: list[list[str]], titles: dict[str, str]
 
 def print_rows(title: str, rows: list[dict], spread: str, form: str) -> None:
     table = Table(title=title)
-    table.add_column("", no_wrap=True)
+    table.add_column("")  # long titles wrap, figures do not
     for name in FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:

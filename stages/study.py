@@ -63,10 +63,11 @@ def main():
     backbone = load_backbone(p.backbone.path)
     draw = p.few_shot.seeds[(args.seed - 1) % len(p.few_shot.seeds)]
 
-    with resumable_folder(args.out, fingerprint((p, args.name, args.seed), p.backbone.path)) as work:
+    episodes = [args.episodes / p.method.episodes / str(args.seed)] if args.kind == "meta" else []
+    with resumable_folder(args.out, fingerprint((p, args.name, args.seed), *episodes, p.backbone.path)) as work:
         if args.kind == "meta":
             start, curve = learn_start(
-                backbone, p.method, args.episodes / p.method.episodes / str(args.seed), work, seed=args.seed, context_tokens=p.context_tokens, inner_lr=p.inner_lr,
+                backbone, p.method, episodes[0], work, seed=args.seed, context_tokens=p.context_tokens, inner_lr=p.inner_lr,
                 inner_steps=p.inner_steps, regulator=p.regulator, outer=p.outer, outer_lr=p.outer_lr, regulator_lr=p.regulator_lr, meta_batch=p.meta_batch,
                 meta_steps=p.meta_steps, progress=progress,
             )

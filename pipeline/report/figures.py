@@ -10,6 +10,14 @@ INK, MUTED, GRID = "#1d2733", "#66727f", "#e6e9ed"
 COLOURS = ["#8a94a0", "#d1662b", "#1f6fb4", "#3c8d53", "#8a56ac", "#b8860b"]
 
 
+DASHES = ["solid", "dot", "dash"]
+
+
+def _line(number: int) -> dict:
+    """Colour and dash of the line with this number: further lines than colours come again dotted."""
+    return dict(color=COLOURS[number % len(COLOURS)], dash=DASHES[number // len(COLOURS) % len(DASHES)], width=2)
+
+
 def _styled(figure: go.Figure, height: int, **layout) -> go.Figure:
     figure.update_layout(
         template="none", height=height, margin=dict(l=56, r=16, t=36, b=44), font=dict(family="system-ui, sans-serif", size=13, color=INK),
@@ -83,12 +91,12 @@ def meta_curve(curve: pl.DataFrame) -> go.Figure:
 def epoch_curves(epochs: pl.DataFrame, titles: dict[str, str], half: str) -> go.Figure:
     """Accuracy on one half after each epoch of tuning, a line per method."""
     figure, last = go.Figure(), int(epochs["epoch"].max())
-    for colour, (method, title) in zip(COLOURS, titles.items()):
+    for number, (method, title) in enumerate(titles.items()):
         rows = epochs.filter((pl.col("method") == method) & (pl.col("half") == half))
         x, y = rows["epoch"].to_list(), rows["top1"].to_list()
         if len(x) == 1:  # nothing is learned: the same after every epoch
             x, y = [1, last], y * 2
-        figure.add_scatter(x=x, y=y, mode="lines+markers", name=title, line=dict(color=colour, width=2), marker_size=5)
+        figure.add_scatter(x=x, y=y, mode="lines+markers", name=title, line=_line(number), marker_size=5)
     return _styled(figure, 300, xaxis_title="epoch of tuning", yaxis_title=f"{half} accuracy (%)")
 
 
@@ -99,13 +107,13 @@ def agreement_curve(curves: dict[str, list[pl.DataFrame]]) -> go.Figure:
         curves: title → curves of the same length, one per seed; their mean is drawn.
     """
     figure = go.Figure()
-    for colour, (title, of_seeds) in zip(COLOURS[1:], curves.items()):
+    for number, (title, of_seeds) in enumerate(curves.items(), 1):
         joined = pl.concat([c.drop_nulls("raw_agreement") for c in of_seeds]).group_by("step").agg(pl.col("raw_agreement", "regulated_agreement").mean()).sort("step")
         window = max(1, len(joined) // 10)
         for column, name, dash in (("raw_agreement", "raw", "dot"), ("regulated_agreement", "regulated", "solid")):
             y = joined[column].rolling_mean(window, min_samples=1)
-            figure.add_scatter(x=joined["step"], y=y, mode="lines", name=f"{title}, {name}", line=dict(color=colour, width=2, dash=dash))
-    return _styled(figure, 320, xaxis_title=f"meta-step (mean of {window} measurements)", yaxis_title="cosine with the query gradient")
+            figure.add_scatter(x=joined["step"], y=y, mode="lines", name=f"{title}, {name}", line=_line(number) | dict(dash=dash))
+    return _styled(figure, 320, xaxis_title="meta-step (running mean)", yaxis_title="cosine with the query gradient")
 
 
 def runs_by_method(runs: pl.DataFrame, titles: dict[str, str], figure_of: str) -> go.Figure:
