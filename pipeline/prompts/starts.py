@@ -7,6 +7,7 @@ its input is scaled. A method that learns nothing has no tensors in either.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,9 @@ class Start:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
+    """Tensors with `metadata` under one key: safetensors writes several in an order that changes from run to run."""
     with replacing(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata=metadata)
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata={"about": json.dumps(metadata, sort_keys=True)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -42,7 +44,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path}: missing; `dvc repro` makes it")
     try:
         with safe_open(path, "pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})
+            return {k: file.get_tensor(k) for k in file.keys()}, json.loads((file.metadata() or {}).get("about", "{}"))
     except SafetensorError as error:
         raise InputError(f"{path}: not a complete safetensors file ({error}); delete it and run `dvc repro` again") from None
 
