@@ -50,8 +50,9 @@ def main():
         for name, values in tensors.items():
             epoch, _, learned = name.partition("/")
             states.setdefault(epoch, {})[learned] = values
+        method = method_of(about, backbone, p.benchmark.template)
         for half in ("base", "new"):
-            index, wanted, predicted = judge(method_of(about, backbone, p.benchmark.template), args.benchmark, states, half)
+            index, wanted, predicted = judge(method, args.benchmark, states, half)
             for epoch in sorted(states):
                 epochs.append((seed, int(epoch.partition("-")[2]), half, 100 * float((predicted[epoch] == wanted).mean())))
             parts.append(scores_table(seed, half, index, wanted, predicted[max(states)]))

@@ -11,26 +11,18 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import fingerprint, replacing, resumable_folder
+from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
-from pipeline.gram.learn import learn_start
-from pipeline.gram.params import Count, MetaMethod, Outer, Rate, Regulator, TokenCount
+from pipeline.gram.learn import LEARNING, learn_start, save_curve
+from pipeline.gram.params import MetaMethod
 from pipeline.params import load_params
 from pipeline.prompts.starts import save_start
 from pipeline.stage import first_process, parser, progress, run, warn
 
 READS = {
     "seed": ("seed", int),
-    "context_tokens": ("context_tokens", TokenCount),
-    "inner_lr": ("inner_lr", Rate),
-    "inner_steps": ("inner_steps", Count),
-    "outer_lr": ("outer_lr", Rate),
-    "regulator_lr": ("regulator_lr", Rate),
-    "meta_batch": ("meta_batch", Count),
-    "meta_steps": ("meta_steps", Count),
-    "regulator": ("regulator", Regulator),
-    "outer": ("outer", Outer),
+    **LEARNING,
     "backbone": ("backbone", BackboneParams),
     "method": ("methods.meta.{name}", MetaMethod),
 }
@@ -54,8 +46,7 @@ def main():
         )
         if first_process():
             save_start(start, work)
-            with replacing(work / "curve.csv") as temporary:
-                pl.DataFrame(curve, infer_schema_length=None).write_csv(temporary, float_precision=6)
+            save_curve(curve, work / "curve.csv")
             (work / "checkpoint.safetensors").unlink(missing_ok=True)
 
     # One batch's loss says little (tasks differ), so the closing words compare tenths of the run.

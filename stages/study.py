@@ -23,23 +23,15 @@ from pipeline.benchmarks.schemas import STUDY_SCORES
 from pipeline.benchmarks.scores import averages
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
-from pipeline.gram.learn import initial_tokens, learn_start
-from pipeline.gram.params import Count, MetaMethod, Method, Outer, Rate, Regulator, TokenCount
+from pipeline.gram.learn import LEARNING, initial_tokens, learn_start, save_curve
+from pipeline.gram.params import MetaMethod, Method
 from pipeline.gram.tune import tune
 from pipeline.params import load_params
 from pipeline.prompts.starts import Start, method_of, save_start
 from pipeline.stage import parser, progress, run
 
 READS = {
-    "context_tokens": ("context_tokens", TokenCount),
-    "inner_lr": ("inner_lr", Rate),
-    "inner_steps": ("inner_steps", Count),
-    "outer_lr": ("outer_lr", Rate),
-    "regulator_lr": ("regulator_lr", Rate),
-    "meta_batch": ("meta_batch", Count),
-    "meta_steps": ("meta_steps", Count),
-    "regulator": ("regulator", Regulator),
-    "outer": ("outer", Outer),
+    **LEARNING,
     "backbone": ("backbone", BackboneParams),
     "benchmarks": ("benchmarks", dict[str, Benchmark]),
     "few_shot": ("few_shot", FewShot),
@@ -71,8 +63,7 @@ def main():
                 inner_steps=p.inner_steps, regulator=p.regulator, outer=p.outer, outer_lr=p.outer_lr, regulator_lr=p.regulator_lr, meta_batch=p.meta_batch,
                 meta_steps=p.meta_steps, progress=progress,
             )
-            with replacing(work / "curve.csv") as temporary:
-                pl.DataFrame(curve, infer_schema_length=None).write_csv(temporary, float_precision=6)
+            save_curve(curve, work / "curve.csv")
         else:
             _, theta = initial_tokens(backbone, p.method, p.context_tokens, torch.Generator().manual_seed(args.seed))
             start = Start(p.method.prompt, p.method.depth, theta, {}, "none")

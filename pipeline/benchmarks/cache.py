@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from pipeline.artifacts import from_vectors, read_table, vector_dim
+from pipeline.artifacts import from_vectors, open_table, read_table, vector_dim
 from pipeline.benchmarks.schemas import PICTURES, SAMPLES, test_schema, views_schema
 from pipeline.benchmarks.views import AugmentedViews
 from pipeline.clip.backbone import open_picture
@@ -30,9 +30,13 @@ def class_names(samples: pl.DataFrame, half: str) -> list[str]:
     return samples.filter(pl.col("half") == half).select("label", "name").unique().sort("label")["name"].to_list()
 
 
-def _pictures(folder: Path) -> dict[int, bytes]:
-    table = read_table(folder / "pictures.parquet", PICTURES)
-    return dict(zip(table["index"].to_pylist(), table["picture"].to_pylist()))
+def _pictures(folder: Path, index: np.ndarray) -> dict[int, bytes]:
+    """The files of the samples `index`; the rest of the benchmark's pictures is not kept in memory."""
+    path = folder / "pictures.parquet"
+    open_table(path, PICTURES)
+    near = pl.col("index").is_between(int(index.min()), int(index.max()))  # row groups outside are not read
+    wanted = pl.scan_parquet(path).filter(near & pl.col("index").is_in(index.tolist())).collect()
+    return dict(wanted.select("index", "picture").iter_rows())
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def few_shots(folder: Path, method: PromptMethod, seed: int) -> Shots:
     label_of = dict(samples_of(folder).select("index", "label").iter_rows())
     labels = np.array([label_of[i] for i in index], dtype=np.int64)
     if method.sees_pixels:
-        pictures = _pictures(folder)
+        pictures = _pictures(folder, index)
         return Shots(AugmentedViews(method.backbone, [open_picture(pictures[i]) for i in index], epochs, seed), labels)
     return Shots(from_vectors(table["image"])[rows].reshape(epochs, len(index), -1), labels)
 
@@ -92,9 +96,11 @@ def seen_tests(folder: Path, method: PromptMethod, index: np.ndarray) -> Iterato
     """What the method saw of the test pictures `index`, in chunks (1, n, …)."""
     device = method.backbone.device
     if method.sees_pixels:
-        pictures, view = _pictures(folder), method.backbone.test_view
+        view = method.backbone.test_view
         for start in range(0, len(index), CHUNK):
-            pixels = torch.stack([view(open_picture(pictures[i])) for i in index[start : start + CHUNK]])
+            part = index[start : start + CHUNK]
+            pictures = _pictures(folder, part)
+            pixels = torch.stack([view(open_picture(pictures[i])) for i in part])
             yield method.look(pixels.unsqueeze(0).to(device))
     else:
         path = folder / "test.parquet"

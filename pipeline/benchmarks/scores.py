@@ -6,6 +6,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+# Share of right predictions in percent, for rows of `SCORES`.
+TOP1 = (100 * (pl.col("label") == pl.col("predicted")).mean()).alias("top1")
+
 
 def harmonic_mean(base: float, new: float) -> float:
     """H of two accuracies; 0 if both are 0."""
@@ -14,7 +17,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def accuracy_by_seed(scores: pl.DataFrame) -> dict[str, np.ndarray]:
     """Top-1 over all test pictures of a half, in percent: {half: (seeds,)}, seeds in ascending order."""
-    table = scores.group_by("seed", "half").agg(top1=100 * (pl.col("label") == pl.col("predicted")).mean()).sort("seed")
+    table = scores.group_by("seed", "half").agg(TOP1).sort("seed")
     return {half: table.filter(pl.col("half") == half)["top1"].to_numpy() for half in ("base", "new")}
 
 
@@ -27,7 +30,7 @@ def summarise(base: np.ndarray, new: np.ndarray) -> dict[str, float]:
 
 def averages(scores: pl.DataFrame) -> dict[str, float]:
     """One run on several benchmarks (rows of `STUDY_SCORES`): mean base and new top-1 in percent, and their H."""
-    table = scores.group_by("benchmark", "half").agg(top1=100 * (pl.col("label") == pl.col("predicted")).mean())
+    table = scores.group_by("benchmark", "half").agg(TOP1)
     base, new = (float(table.filter(pl.col("half") == half)["top1"].mean()) for half in ("base", "new"))
     return {"base": base, "new": new, "H": harmonic_mean(base, new)}
 

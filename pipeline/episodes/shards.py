@@ -80,6 +80,8 @@ def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
             image, name = from_vectors(table["image"]), table["name"].to_pylist()
             names = tuple(name[int(np.argmax(label == k))] for k in range(label.max() + 1))
             s, q = role == "support", role == "query"
-            files = np.array(table["picture"].to_pylist(), dtype=object) if pictures else np.empty(0)
-            shown = (tuple(files[s]), tuple(files[q])) if pictures else ()
+            shown = ()
+            if pictures:
+                files = np.array(table["picture"].to_pylist(), dtype=object)
+                shown = (tuple(files[s]), tuple(files[q]))
             yield Episode(table["task"][0].as_py(), names, image[s], label[s], image[q], label[q], *shown)

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import torch
 
+from pipeline.artifacts import replacing
 from pipeline.clip.backbone import Backbone
 from pipeline.gram.meta import InnerStep
-from pipeline.gram.params import MetaMethod, Method, Outer, Regulator
+from pipeline.gram.params import Count, MetaMethod, Method, Outer, Rate, Regulator, TokenCount
 from pipeline.gram.regulator import initial_phi
 from pipeline.gram.train import meta_train
 from pipeline.prompts import METHODS, PromptMethod
 from pipeline.prompts.base import Tokens
 from pipeline.prompts.starts import Start
+
+# What `learn_start` needs of params.yaml, for a stage's READS.
+LEARNING = {
+    "context_tokens": ("context_tokens", TokenCount),
+    "inner_lr": ("inner_lr", Rate),
+    "inner_steps": ("inner_steps", Count),
+    "outer_lr": ("outer_lr", Rate),
+    "regulator_lr": ("regulator_lr", Rate),
+    "meta_batch": ("meta_batch", Count),
+    "meta_steps": ("meta_steps", Count),
+    "regulator": ("regulator", Regulator),
+    "outer": ("outer", Outer),
+}
 
 
 def initial_tokens(backbone: Backbone, method: Method, context_tokens: int, generator: torch.Generator) -> tuple[PromptMethod, Tokens]:
@@ -41,3 +56,9 @@ def learn_start(backbone: Backbone, method: MetaMethod, episodes: Path, work: Pa
     )
     theta, phi = ({k: v.detach() for k, v in part.items()} for part in (theta, phi))
     return Start(method.prompt, method.depth, theta, phi, regulator.input_scale), curve
+
+
+def save_curve(curve: list[dict], path: Path) -> None:
+    """The rows of `learn_start` as CSV; what was not measured at a step is empty."""
+    with replacing(path) as temporary:
+        pl.DataFrame(curve, infer_schema_length=None).write_csv(temporary, float_precision=6)

@@ -19,10 +19,10 @@ def join(device: torch.device) -> tuple[int, int]:
 
 
 def mean_over_processes(tensors: list[Tensor]) -> None:
-    """Replaces each tensor by its mean over all processes. With shares of equal size that is the whole batch's mean."""
+    """Replaces each tensor (all of one type) by its mean over all processes. With shares of equal size that is the whole batch's mean."""
     if not dist.is_initialized() or not tensors:
         return
-    flat = torch.cat([t.detach().flatten().float() if t.dtype != torch.float64 else t.detach().flatten() for t in tensors])
+    flat = torch.cat([t.detach().flatten() for t in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors])):

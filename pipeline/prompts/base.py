@@ -77,6 +77,16 @@ def random_rows(rows: int, width: int, generator: torch.Generator, device: torch
     return (torch.randn(rows, width, generator=generator) * 0.02).to(device)
 
 
+def linear_rows(outputs: int, inputs: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """(outputs, inputs + 1): weights and, as the last column, bias, each uniform within ±1/√inputs (torch's Linear)."""
+    return ((torch.rand(outputs, inputs + 1, generator=generator) * 2 - 1) * inputs**-0.5).to(device)
+
+
+def linear(x: Tensor, rows: Tensor) -> Tensor:
+    """(…, n, i) through the weights and bias of (…, o, i + 1) `linear_rows` → (…, n, o)."""
+    return x @ rows[..., :-1].transpose(-1, -2) + rows[..., -1].unsqueeze(-2)
+
+
 def repeated(per_task: Tensor, times: int) -> Tensor:
     """(T, …) → (T · times, …): one copy of each task's tokens for each of its classes or pictures."""
     return per_task.unsqueeze(1).expand(-1, times, *per_task.shape[1:]).flatten(0, 1)
@@ -122,13 +132,14 @@ class TextContext(PromptMethod):
     def prepare(self, tasks: Sequence[Sequence[str]]) -> NamedClasses:
         return NamedClasses(self.backbone, tasks)
 
-    def text_features(self, tokens: Tokens, classes: NamedClasses) -> Tensor:
-        return self.prompted(tokens["text"], classes)
+    def initial_text(self, count: int, generator: torch.Generator, words: str | None) -> Tensor:
+        """(depth · M, d): words or random at the input, random in the blocks behind it."""
+        first = words_or_random(self.backbone, count, generator, words)
+        return torch.cat([first, random_rows((self.depth - 1) * count, first.shape[1], generator, first.device)])
 
-    def prompted(self, context: Tensor, classes: NamedClasses) -> Tensor:
-        """(T, depth · M, d) context → (T, K, e)."""
+    def text_features(self, tokens: Tokens, classes: NamedClasses) -> Tensor:
         T, K = classes.shape
-        first, deep = by_depth(repeated(context, K), self.depth)
+        first, deep = by_depth(repeated(tokens["text"], K), self.depth)
         return self.backbone.text.features(classes.pieces, first, deep).view(T, K, -1)
 
 

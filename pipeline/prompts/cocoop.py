@@ -7,19 +7,9 @@ from torch import Tensor
 
 from pipeline.clip.backbone import Backbone
 from pipeline.errors import InputError
-from pipeline.prompts.base import NamedClasses, TextContext, Tokens, repeated, words_or_random
+from pipeline.prompts.base import NamedClasses, TextContext, Tokens, linear, linear_rows, repeated
 
 SHRINK = 16  # the net's hidden layer is e / 16
-
-
-def _uniform_rows(rows: int, inputs: int, generator: torch.Generator) -> Tensor:
-    """(rows, inputs + 1): weights and, as the last column, bias, each uniform within ±1/√inputs (torch's Linear)."""
-    return (torch.rand(rows, inputs + 1, generator=generator) * 2 - 1) * inputs**-0.5
-
-
-def _linear(x: Tensor, rows: Tensor) -> Tensor:
-    """(T, n, i) through each task's (T, o, i + 1) weights and bias → (T, n, o)."""
-    return x @ rows[..., :-1].transpose(-1, -2) + rows[..., -1].unsqueeze(-2)
 
 
 class CoCoOp(TextContext):
@@ -33,9 +23,9 @@ class CoCoOp(TextContext):
         hidden = max(1, e // SHRINK)
         device = self.backbone.device
         return {
-            "text": words_or_random(self.backbone, count, generator, words),
-            "net_in": _uniform_rows(hidden, e, generator).to(device),
-            "net_out": _uniform_rows(d, hidden, generator).to(device),
+            "text": self.initial_text(count, generator, words),
+            "net_in": linear_rows(hidden, e, generator, device),
+            "net_out": linear_rows(d, hidden, generator, device),
         }
 
     def head(self, tokens: Tokens, classes: NamedClasses) -> NamedClasses:
@@ -44,7 +34,7 @@ class CoCoOp(TextContext):
     def scores(self, tokens: Tokens, head: NamedClasses, seen: Tensor) -> Tensor:
         """Every picture has a context, and so text features, of its own."""
         (T, K), n = head.shape, seen.shape[1]
-        shift = _linear(torch.relu(_linear(seen, tokens["net_in"])), tokens["net_out"])  # (T, n, d)
+        shift = linear(torch.relu(linear(seen, tokens["net_in"])), tokens["net_out"])  # (T, n, d)
         context = (tokens["text"].unsqueeze(1) + shift.unsqueeze(2)).flatten(0, 1)  # (T·n, M, d)
         pieces = head.pieces
         per_picture = type(pieces)(*(repeated(part.unflatten(0, (T, K)), n).flatten(0, 1) for part in (pieces.start, pieces.rest, pieces.end)))

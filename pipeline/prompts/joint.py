@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from pipeline.errors import InputError
-from pipeline.prompts.base import TextContext, Tokens, VisualTokens, random_rows, words_or_random
+from pipeline.prompts.base import TextContext, Tokens, VisualTokens, random_rows
 
 
 class Joint(VisualTokens, TextContext):
@@ -13,7 +11,6 @@ class Joint(VisualTokens, TextContext):
         if count % 2:
             raise InputError(f"a joint prompt divides its tokens between text and image, but there are {count}; make 'context_tokens' an even number")
         half = count // 2
-        text = words_or_random(self.backbone, half, generator, words)
-        deeper = random_rows((self.depth - 1) * half, text.shape[1], generator, text.device)
+        text = self.initial_text(half, generator, words)
         image = random_rows(self.depth * half, self.tower.width, generator, text.device)
-        return {"text": torch.cat([text, deeper]), "image": image}
+        return {"text": text, "image": image}
