@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from pipeline.benchmarks.params import Benchmark, FewShot, Tuning
 from pipeline.clip.params import BackboneParams
 from pipeline.clustering.params import Domains, Embed, Label, Topics
-from pipeline.episodes.params import Episodes, Shots, Ways
+from pipeline.episodes.params import Episodes, Labelled, Shots, Ways
 from pipeline.errors import InputError
 from pipeline.gram.params import Count, Methods, Outer, Rate, Regulator, Study, TokenCount
 from pipeline.pairs.params import Download, Filter
@@ -59,6 +59,7 @@ class Params(Section):
     label: Label
     domains: Domains
     episodes: dict[str, Episodes]
+    labelled: dict[str, Labelled]
     regulator: Regulator
     outer: Outer
     methods: Methods
@@ -71,10 +72,13 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Params:
+        both = set(self.episodes) & set(self.labelled)
+        if both:
+            raise ValueError(f"'{min(both)}' stands under episodes and labelled; give one of them another name")
         for place, methods in (("methods", self.methods), ("study.methods", self.study.methods)):
             for name, method in methods.meta.items():
-                if method.episodes not in self.episodes:
-                    raise ValueError(f"{place}.meta.{name}.episodes is '{method.episodes}', which is no entry of 'episodes' ({', '.join(self.episodes)})")
+                if method.episodes not in [*self.episodes, *self.labelled]:
+                    raise ValueError(f"{place}.meta.{name}.episodes is '{method.episodes}', which is no entry of 'episodes' or 'labelled' ({', '.join([*self.episodes, *self.labelled])})")
             both = set(methods.direct) & set(methods.meta)
             if both:
                 raise ValueError(f"method '{min(both)}' stands under {place}.direct and {place}.meta; give one of them another name")

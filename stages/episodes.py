@@ -8,14 +8,13 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from pipeline.artifacts import fingerprint, read_table, resumable_folder
 from pipeline.clustering.schemas import DOMAINS, LABELS
 from pipeline.episodes.params import Episodes, Shots, Ways
-from pipeline.episodes.shards import task_table, write_shards
-from pipeline.episodes.tasks import sample_tasks
+from pipeline.episodes.shards import write_shards
+from pipeline.episodes.tasks import Pool, draw, keys_of
 from pipeline.pairs.reading import read_features, read_pictures
 from pipeline.pairs.schemas import PAIRS
 from pipeline.params import load_params
@@ -45,29 +44,17 @@ def main():
     seed = p.seed if args.seed is None else args.seed
 
     table = pl.from_arrow(read_table(args.domains, DOMAINS)).sort("key")
-    topic, domain, keys = table["topic"].to_numpy(), table["domain"].to_numpy(), table["key"].to_list()
+    keys = table["key"].to_list()
     names = read_table(args.labels, LABELS)["name"].to_pylist()
     all_keys, image, _ = read_features(args.features)
     row_of = {key: row for row, key in enumerate(all_keys)}
-    features = image[[row_of[key] for key in keys]]
-    centres = np.stack([features[topic == t].mean(axis=0) for t in range(len(names))])
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    similarity = centres @ centres.T
-    np.fill_diagonal(similarity, np.inf)
-    tasks = sample_tasks(
-        topic, domain, np.argsort(-similarity, axis=1, kind="stable"),
-        tasks=p.episodes.tasks, ways=p.ways, shots=p.support_shots, queries=p.query_shots,
-        one_domain=p.episodes.support == "one_domain", confusable=p.episodes.confusable, seed=seed,
-    )
-    needed = {keys[r] for t in tasks for r in np.concatenate([t.support.ravel(), t.query.ravel()])}
+    pool = Pool(table["topic"].to_numpy(), table["domain"].to_numpy(), names, keys, image[[row_of[key] for key in keys]])
+    tasks = draw(pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed)
+    needed = keys_of(tasks, pool)
     holding = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "shard"])).filter(pl.col("key").is_in(needed))
     pictures = {k: c for s in sorted(set(holding["shard"])) for k, c in read_pictures(args.shards / s) if k in needed}
-
-    def rows(number, task, schema):
-        return task_table(number, task, names, domain, keys, features, pictures, schema)
-
     with resumable_folder(args.out, fingerprint((p, args.name, seed), args.domains, args.labels, args.features)) as work:
-        write_shards(tasks, work, features.shape[1], rows, progress)
+        write_shards(tasks, pool, pictures, work, progress)
     used = len({int(t) for task in tasks for t in task.topics})
     counts = {"tasks": len(tasks), "topics_used": used, "topics": len(names), "pictures": len(needed)}
     return f"{args.name}: {len(tasks)} {p.ways}-way tasks from {used} of {len(names)} topics, {len(needed)} pictures", counts, args.metrics

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.artifacts import fingerprint, resumable_folder
-from pipeline.episodes.shards import read_episodes, task_table, write_shards
-from pipeline.episodes.tasks import sample_tasks
+from pipeline.episodes.shards import read_episodes, write_shards
+from pipeline.episodes.tasks import Pool, sample_tasks
 from pipeline.errors import InputError
 
 TOPICS, DOMAINS, EACH = 12, 3, 9
@@ -86,11 +86,8 @@ def written(pool, tmp_path):
     names = [f"name {t}" for t in range(TOPICS)]
     tasks = draw(pool, tasks=7)
 
-    def rows(number, task, schema):
-        return task_table(number, task, names, domain, keys, features, pictures, schema)
-
     with resumable_folder(tmp_path / "shifted", fingerprint("x")) as work:
-        write_shards(tasks, work, 8, rows, lambda x, _: x)
+        write_shards(tasks, Pool(topic, domain, names, keys, features), pictures, work, lambda x, _: x)
     return tmp_path / "shifted", tasks, features, names
 
 

@@ -30,3 +30,8 @@ def views_schema(dim: int) -> pa.Schema:
 
 # The files of every test picture and of every drawn base picture, for methods that need more than features.
 PICTURES = pa.schema([("index", pa.int32()), ("picture", pa.binary())])
+
+
+def labelled_schema(dim: int) -> pa.Schema:
+    """A labelled dataset to draw tasks from: one row per picture, class and domain from 0."""
+    return pa.schema([("key", pa.string()), ("topic", pa.int32()), ("name", pa.string()), ("domain", pa.int32()), ("image", vector_type(dim)), ("picture", pa.binary())])

@@ -18,3 +18,11 @@ class Episodes(Section):
     support: Literal["one_domain", "all_domains"]  # the paper's domain shift, or its ablation without
     tasks: Annotated[int, Field(ge=1)]  # a longer meta-training passes over them again
     confusable: Annotated[float, Field(ge=0, le=1)]  # share of tasks whose topics all lie near one another
+
+
+class Labelled(Section):
+    """Tasks from a dataset that people labelled, instead of clusters (an entry of `labelled:`)."""
+
+    path: str  # folder or zip: [train/][<domain>/]<class>/<picture>
+    per_class: Annotated[int, Field(ge=1)]  # pictures taken of a class at most, at random
+    episodes: Episodes

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import from_vectors, open_table, replacing, shard_paths, to_vectors, vector_dim
 from pipeline.episodes.schemas import episodes_schema
-from pipeline.episodes.tasks import Task
+from pipeline.episodes.tasks import Pool, Task
 
 TASKS_PER_SHARD = 500
 
@@ -38,7 +38,7 @@ class Episode:
     query_pictures: tuple[bytes, ...] = ()
 
 
-def task_table(number: int, task: Task, names: Sequence[str], domain: np.ndarray, keys: Sequence[str], features: np.ndarray, pictures: dict[str, bytes], schema: pa.Schema) -> pa.Table:
+def task_table(number: int, task: Task, pool: Pool, pictures: dict[str, bytes], schema: pa.Schema) -> pa.Table:
     """The rows of one task: support first, class by class."""
     rows, role, label = [], [], []
     for part, picks in (("support", task.support), ("query", task.query)):
@@ -47,22 +47,22 @@ def task_table(number: int, task: Task, names: Sequence[str], domain: np.ndarray
             role += [part] * len(of_class)
             label += [k] * len(of_class)
     columns = [
-        [number] * len(rows), role, label, [names[task.topics[k]] for k in label], [int(task.topics[k]) for k in label],
-        domain[rows], [keys[r] for r in rows], to_vectors(features[rows]), [pictures[keys[r]] for r in rows],
+        [number] * len(rows), role, label, [pool.names[task.topics[k]] for k in label], [int(task.topics[k]) for k in label],
+        pool.domain[rows], [pool.keys[r] for r in rows], to_vectors(pool.features[rows]), [pictures[pool.keys[r]] for r in rows],
     ]
     return pa.table([c if isinstance(c, pa.Array) else pa.array(c, type=f.type) for c, f in zip(columns, schema)], schema=schema)
 
 
-def write_shards(tasks: Sequence[Task], work: Path, dim: int, make_table, progress) -> None:
+def write_shards(tasks: Sequence[Task], pool: Pool, pictures: dict[str, bytes], work: Path, progress) -> None:
     """Writes work/NNNNN.parquet, one row group per task; shards that are there already stay."""
-    schema = episodes_schema(dim)
+    schema = episodes_schema(pool.features.shape[1])
     for shard, start in enumerate(progress(range(0, len(tasks), TASKS_PER_SHARD), "episodes")):
         out = work / f"{shard:05d}.parquet"
         if out.exists():
             continue
         with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for number in range(start, min(start + TASKS_PER_SHARD, len(tasks))):
-                writer.write_table(make_table(number, tasks[number], schema))
+                writer.write_table(task_table(number, tasks[number], pool, pictures, schema))
 
 
 def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:

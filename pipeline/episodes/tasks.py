@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import numpy as np
 
+from pipeline.episodes.params import Episodes
 from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What tasks are drawn from.
+
+    Attributes:
+        topic: (n,) cluster or label of every picture, from 0; no outliers. names: one per topic.
+        domain: (n,) visual domain within the topic.
+        keys: n names of pictures. features: (n, e) their image features.
+    """
+
+    topic: np.ndarray
+    domain: np.ndarray
+    names: Sequence[str]
+    keys: Sequence[str]
+    features: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -24,17 +43,17 @@ class Task:
     query: np.ndarray
 
 
-def usable_topics(topic: np.ndarray, domain: np.ndarray, shots: int, queries: int) -> dict[int, list[np.ndarray]]:
+def usable_topics(topic: np.ndarray, domain: np.ndarray, shots: int, queries: int, least_domains: int) -> dict[int, list[np.ndarray]]:
     """Topic → rows of each of its domains, for topics that can give a task's pictures.
 
-    A topic is usable if it has `shots + queries` pictures, at least two domains, and a domain of at
-    least `shots` pictures to draw the support from.
+    A topic is usable if it has `shots + queries` pictures, `least_domains` domains, and, where these are
+    several, one of at least `shots` pictures to draw the support from.
     """
     usable = {}
     for t in range(int(topic.max()) + 1):
         rows = np.flatnonzero(topic == t)
         domains = [rows[domain[rows] == d] for d in np.unique(domain[rows])]
-        if len(rows) >= shots + queries and len(domains) >= 2 and max(map(len, domains)) >= shots:
+        if len(rows) >= shots + queries and len(domains) >= least_domains and max(map(len, domains)) >= (shots if least_domains > 1 else 1):
             usable[t] = domains
     return usable
 
@@ -57,7 +76,7 @@ def draw_class(domains: list[np.ndarray], shots: int, queries: int, one_domain: 
     return support, np.array(query)
 
 
-def sample_tasks(topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, *, tasks: int, ways: int, shots: int, queries: int, one_domain: bool, confusable: float, seed: int) -> list[Task]:
+def sample_tasks(topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, *, tasks: int, ways: int, shots: int, queries: int, one_domain: bool, confusable: float, seed: int, least_domains: int = 2) -> list[Task]:
     """Draws `tasks` tasks (§3.3, "Automatic Meta-Training Task Generation").
 
     Args:
@@ -65,13 +84,15 @@ def sample_tasks(topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, *, 
         nearest: (L, L) topics in order of nearness to each topic, itself first.
         one_domain: support from a single domain per class (the paper), or from all (its ablation).
         confusable: share of tasks made of a random topic and its nearest neighbours; these tasks are hard.
+        least_domains: a topic of fewer gives no tasks. Two for clusters, also without the shift, so that
+            the ablation sees the same topics.
 
     Raises:
         InputError if fewer than `ways` topics are large enough.
     """
-    usable = usable_topics(topic, domain, shots, queries)
+    usable = usable_topics(topic, domain, shots, queries, least_domains)
     if len(usable) < ways:
-        raise InputError(f"only {len(usable)} of {int(topic.max()) + 1} topics have {shots} + {queries} pictures and two domains, but 'ways' is {ways}; lower 'ways', 'support_shots' or 'query_shots', or make more or larger topics")
+        raise InputError(f"only {len(usable)} of {int(topic.max()) + 1} topics have {shots} + {queries} pictures{' and two domains' if least_domains > 1 else ''}, but 'ways' is {ways}; lower 'ways', 'support_shots' or 'query_shots', or make more or larger topics")
     rng = np.random.default_rng(seed)
     names = np.array(sorted(usable))
     drawn = []
@@ -86,3 +107,20 @@ def sample_tasks(topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, *, 
         pairs = [draw_class(usable[t], shots, queries, one_domain, rng) for t in chosen]
         drawn.append(Task(chosen, np.stack([s for s, _ in pairs]), np.stack([q for _, q in pairs])))
     return drawn
+
+
+def draw(pool: Pool, settings: Episodes, *, ways: int, shots: int, queries: int, seed: int, least_domains: int = 2) -> list[Task]:
+    """`sample_tasks` from a pool; topics are near each other if their mean features are."""
+    centres = np.stack([pool.features[pool.topic == t].mean(axis=0) for t in range(len(pool.names))])
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    similarity = centres @ centres.T
+    np.fill_diagonal(similarity, np.inf)
+    return sample_tasks(
+        pool.topic, pool.domain, np.argsort(-similarity, axis=1, kind="stable"), tasks=settings.tasks, ways=ways, shots=shots, queries=queries,
+        one_domain=settings.support == "one_domain", confusable=settings.confusable, seed=seed, least_domains=least_domains,
+    )
+
+
+def keys_of(tasks: Sequence[Task], pool: Pool) -> set[str]:
+    """The pictures that the tasks show."""
+    return {pool.keys[row] for task in tasks for row in np.concatenate([task.support.ravel(), task.query.ravel()])}

@@ -49,7 +49,7 @@ def learn_start(backbone: Backbone, method: MetaMethod, episodes: Path, work: Pa
     phi = initial_phi(theta, regulator, generator) if meta and method.regulator == "affine" else {}
     for leaf in (*theta.values(), *phi.values()):
         leaf.requires_grad_()
-    inner = InnerStep(inner_lr, inner_steps if meta else 0, method.order == "second", regulator.input_scale)
+    inner = InnerStep(method.inner_lr or inner_lr, inner_steps if meta else 0, method.order == "second", regulator.input_scale)
     curve = meta_train(
         prompt, theta, phi, episodes, work, inner=inner, outer=outer, outer_lr=outer_lr, regulator_lr=regulator_lr,
         batch=meta_batch, steps=method.steps or meta_steps, progress=progress, at_once=at_once,

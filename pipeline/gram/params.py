@@ -21,7 +21,7 @@ class Method(Section):
     title: str  # its name in tables and plots
     depth: Count = 1  # blocks that get learned tokens; 1: at the towers' input only
     tokens: TokenCount | None = None  # instead of `context_tokens`
-    init: str | None = None  # words that the context starts from, or random; without: "a photo of a" if it fits, else random
+    init: str | None = None  # words that the context starts from, or random; without: the first words of "a photo of a", beyond four tokens random
 
 
 class MetaMethod(Method):
@@ -31,6 +31,7 @@ class MetaMethod(Method):
     algorithm: Literal["gram", "pretrain"] = "gram"  # Algorithm 1, or plain classification of the same pictures (Table 6, row 3)
     regulator: Literal["affine", "identity"] = "affine"  # Eq 5–6, or plain gradients (Table 6, row 2)
     order: Literal["second", "first"] = "second"  # differentiate through the inner step, or not
+    inner_lr: Rate | None = None  # α of this method, instead of the common `inner_lr`
     steps: Count | None = None  # instead of `meta_steps`
 
 

@@ -97,7 +97,7 @@ RANDOM = "random"
 
 
 def words_or_random(backbone: Backbone, count: int, generator: torch.Generator, words: str | None) -> Tensor:
-    """(M, d) context tokens: the embeddings of `words`, or of "a photo of a" if that is M tokens, otherwise N(0, 0.02²).
+    """(M, d) context tokens: the embeddings of `words`, or the first M of "a photo of a"; of more tokens, N(0, 0.02²).
 
     The words "random" ask for N(0, 0.02²). Raises InputError if `words` are given and are not M tokens.
     """
@@ -106,11 +106,9 @@ def words_or_random(backbone: Backbone, count: int, generator: torch.Generator, 
         return random_rows(count, tower.width, generator, backbone.device)
     pieces = tower.split([words or FOUR_WORDS])
     found = pieces.rest[0, : int(pieces.end)]
-    if len(found) == count:
-        return found.clone()
-    if words:
+    if words and len(found) != count:
         raise InputError(f"the initial words '{words}' are {len(found)} tokens of this backbone, but the method has {count} context tokens in its text; change 'init' or 'context_tokens'")
-    return random_rows(count, tower.width, generator, backbone.device)
+    return found[:count].clone() if count <= len(found) else random_rows(count, tower.width, generator, backbone.device)
 
 
 class NamedClasses:

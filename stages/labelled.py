@@ -1,0 +1,43 @@
+"""Computes features of a labelled dataset that tasks are drawn from; an interrupted run goes on at the next shard.
+
+    python stages/labelled.py --name supervised --out data/labelled/supervised
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+from pathlib import Path
+
+from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.benchmarks.labelled import read_labelled, write_labelled
+from pipeline.benchmarks.params import Count
+from pipeline.benchmarks.reader import Pictures
+from pipeline.clip.backbone import load_backbone
+from pipeline.clip.params import BackboneParams
+from pipeline.params import load_params
+from pipeline.stage import parser, progress, run
+
+READS = {
+    "seed": ("seed", int),
+    "backbone": ("backbone", BackboneParams),
+    "path": ("labelled.{name}.path", str),
+    "per_class": ("labelled.{name}.per_class", Count),
+}
+
+
+def main():
+    cli = parser(__doc__)
+    cli.add_argument("--name", required=True, help="entry of `labelled:`")
+    cli.add_argument("--out", type=Path, required=True, help="folder for NNNNN.parquet: class, domain, feature and file of every picture")
+    args = cli.parse_args()
+    p = load_params(args.params, READS, name=args.name)
+    pictures = Pictures(p.path)
+    table = read_labelled(pictures, p.per_class, p.seed)
+    backbone = load_backbone(p.backbone.path)
+    with resumable_folder(args.out, fingerprint((p, args.name), p.path, p.backbone.path)) as work:
+        write_labelled(table, pictures, backbone, work, progress)
+    counts = {"classes": table["topic"].n_unique(), "domains": table["domain"].n_unique(), "pictures": len(table)}
+    return f"{args.name}: {counts['pictures']} pictures of {counts['classes']} classes in {counts['domains']} domains", counts, args.metrics
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,48 @@
+"""Builds meta-training tasks from a labelled dataset: what supervised meta-learning learns from (Table 6, row 4).
+
+    python stages/labelled_episodes.py --name supervised --labelled data/labelled/supervised --out data/episodes/supervised
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+from pathlib import Path
+
+from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.benchmarks.labelled import labelled_pictures, labelled_pool
+from pipeline.episodes.params import Episodes, Shots, Ways
+from pipeline.episodes.shards import write_shards
+from pipeline.episodes.tasks import draw, keys_of
+from pipeline.params import load_params
+from pipeline.stage import parser, progress, run
+
+READS = {
+    "seed": ("seed", int),
+    "ways": ("ways", Ways),
+    "support_shots": ("support_shots", Shots),
+    "query_shots": ("query_shots", Shots),
+    "episodes": ("labelled.{name}.episodes", Episodes),
+}
+
+
+def main():
+    cli = parser(__doc__)
+    cli.add_argument("--name", required=True, help="entry of `labelled:` to build")
+    cli.add_argument("--labelled", type=Path, required=True, help="folder of the dataset's shards")
+    cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
+    cli.add_argument("--seed", type=int, help="instead of the parameter `seed` (studies repeat a run with others)")
+    args = cli.parse_args()
+    p = load_params(args.params, READS, name=args.name)
+    seed = p.seed if args.seed is None else args.seed
+    pool = labelled_pool(args.labelled)
+    # Without a domain shift, a dataset in one folder per class is enough.
+    least_domains = 2 if p.episodes.support == "one_domain" else 1
+    tasks = draw(pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed, least_domains=least_domains)
+    pictures = labelled_pictures(args.labelled, keys_of(tasks, pool))
+    with resumable_folder(args.out, fingerprint((p, args.name, seed), args.labelled)) as work:
+        write_shards(tasks, pool, pictures, work, progress)
+    counts = {"tasks": len(tasks), "classes": len(pool.names), "pictures": len(pictures)}
+    return f"{args.name}: {len(tasks)} {p.ways}-way tasks from {len(pool.names)} labelled classes, {len(pictures)} pictures", counts, args.metrics
+
+
+if __name__ == "__main__":
+    run(main)
