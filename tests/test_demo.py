@@ -250,9 +250,9 @@ study:
     for seed in (1, 2):
         run(sys.executable, "stages/episodes.py", *common, "--name", "shifted", "--seed", seed, "--domains", "data/domains.parquet", "--labels", "data/labels.parquet", "--features", "data/features",
             "--pairs", "data/pairs.parquet", "--shards", "data/shards", "--out", tmp_path / "episodes" / "shifted" / str(seed), cwd=folder)
-        for kind, name in (("direct", "coop"), ("meta", "coop_gram")):
-            run(sys.executable, "stages/study.py", *common, "--kind", kind, "--name", name, "--seed", seed, "--episodes", tmp_path / "episodes", "--benchmarks", "data/benchmarks",
-                "--out", runs / name / str(seed), cwd=folder)
+        run(sys.executable, "stages/study_direct.py", *common, "--name", "coop", "--seed", seed, "--benchmarks", "data/benchmarks", "--out", runs / "coop" / str(seed), cwd=folder)
+        run(sys.executable, "stages/study_meta.py", *common, "--name", "coop_gram", "--seed", seed, "--episodes", tmp_path / "episodes", "--benchmarks", "data/benchmarks",
+            "--out", runs / "coop_gram" / str(seed), cwd=folder)
         found = pl.read_parquet(runs / "coop" / str(seed) / "scores.parquet").drop("seed").sort("benchmark", "half", "index")
         main = pl.concat(
             pl.read_parquet(folder / "data" / "scores" / b / "coop" / "scores.parquet").filter(pl.col("seed") == seed).with_columns(benchmark=pl.lit(b))
