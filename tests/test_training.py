@@ -27,8 +27,9 @@ from pipeline.episodes.schemas import episodes_schema
 from pipeline.episodes.shards import read_episodes
 from pipeline.errors import InputError
 from pipeline.gram import train as loop
+from pipeline.gram.learn import learn_start
 from pipeline.gram.meta import InnerStep
-from pipeline.gram.params import Outer, Regulator
+from pipeline.gram.params import MetaMethod, Outer, Regulator
 from pipeline.gram.regulator import initial_phi
 from pipeline.gram.train import load_batch, meta_step, meta_train, schedule
 from pipeline.prompts import METHODS
@@ -298,6 +299,22 @@ def test_pretraining_runs_and_leaves_what_it_cannot_measure_empty(method, episod
     _theta, phi, curve = train(method, episodes, tmp_path, steps=3, regulated=False, inner=InnerStep(0.1, 0))
     assert curve[0].keys() == set(loop.COLUMNS) and curve[0]["start_loss"] is None and curve[0]["raw_rms"] is None
     assert phi == {} and curve[0]["phi_norm"] == 0.0 and curve[0]["theta_norm"] > 0
+
+
+def test_an_entry_s_own_rate_and_steps_replace_the_common_ones(backbone, episodes, tmp_path):
+    def learn(common, **own):
+        work = tmp_path / str(len(list(tmp_path.iterdir())))
+        work.mkdir()
+        found, curve = learn_start(
+            backbone, MetaMethod(prompt="coop", title="", episodes="shifted", **own), episodes, work, seed=1, context_tokens=4, inner_lr=common, inner_steps=1,
+            regulator=Regulator(input_scale="rms", bias=2.0, weight_std=0.0, bias_per_token=False), outer=outer(), outer_lr=0.01, regulator_lr=0.01,
+            meta_batch=4, meta_steps=2, progress=lambda items, label, total=None: tqdm.tqdm(items, disable=True),
+        )
+        return found.theta | found.phi, len(curve)
+
+    assert learn(0.1, steps=3)[1] == 3
+    assert equal(learn(0.7, inner_lr=0.1)[0], learn(0.1)[0])
+    assert not equal(learn(0.7)[0], learn(0.1)[0])
 
 
 def test_agreement_columns(method, episodes, tmp_path):
