@@ -302,19 +302,20 @@ def test_pretraining_runs_and_leaves_what_it_cannot_measure_empty(method, episod
 
 
 def test_an_entry_s_own_rate_and_steps_replace_the_common_ones(backbone, episodes, tmp_path):
-    def learn(common, **own):
+    def learn(common_inner, common_outer=0.01, **own):
         work = tmp_path / str(len(list(tmp_path.iterdir())))
         work.mkdir()
         found, curve = learn_start(
-            backbone, MetaMethod(prompt="coop", title="", episodes="shifted", **own), episodes, work, seed=1, context_tokens=4, inner_lr=common, inner_steps=1,
-            regulator=Regulator(input_scale="rms", bias=2.0, weight_std=0.0, bias_per_token=False), outer=outer(), outer_lr=0.01, regulator_lr=0.01,
+            backbone, MetaMethod(prompt="coop", title="", episodes="shifted", **own), episodes, work, seed=1, context_tokens=4, inner_lr=common_inner, inner_steps=1,
+            regulator=Regulator(input_scale="rms", bias=2.0, weight_std=0.0, bias_per_token=False), outer=outer(), outer_lr=common_outer, regulator_lr=0.01,
             meta_batch=4, meta_steps=2, progress=lambda items, label, total=None: tqdm.tqdm(items, disable=True),
         )
         return found.theta | found.phi, len(curve)
 
     assert learn(0.1, steps=3)[1] == 3
     assert equal(learn(0.7, inner_lr=0.1)[0], learn(0.1)[0])
-    assert not equal(learn(0.7)[0], learn(0.1)[0])
+    assert equal(learn(0.1, 0.05, outer_lr=0.01)[0], learn(0.1)[0])
+    assert not equal(learn(0.7)[0], learn(0.1)[0]) and not equal(learn(0.1, 0.05)[0], learn(0.1)[0])
 
 
 def test_agreement_columns(method, episodes, tmp_path):

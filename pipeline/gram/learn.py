@@ -51,7 +51,7 @@ def learn_start(backbone: Backbone, method: MetaMethod, episodes: Path, work: Pa
         leaf.requires_grad_()
     inner = InnerStep(method.inner_lr or inner_lr, inner_steps if meta else 0, method.order == "second", regulator.input_scale)
     curve = meta_train(
-        prompt, theta, phi, episodes, work, inner=inner, outer=outer, outer_lr=outer_lr, regulator_lr=regulator_lr,
+        prompt, theta, phi, episodes, work, inner=inner, outer=outer, outer_lr=method.outer_lr or outer_lr, regulator_lr=regulator_lr,
         batch=meta_batch, steps=method.steps or meta_steps, progress=progress, at_once=at_once,
     )
     theta, phi = ({k: v.detach() for k, v in part.items()} for part in (theta, phi))

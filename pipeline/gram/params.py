@@ -31,7 +31,8 @@ class MetaMethod(Method):
     algorithm: Literal["gram", "pretrain"] = "gram"  # Algorithm 1, or plain classification of the same pictures (Table 6, row 3)
     regulator: Literal["affine", "identity"] = "affine"  # Eq 5–6, or plain gradients (Table 6, row 2)
     order: Literal["second", "first"] = "second"  # differentiate through the inner step, or not
-    inner_lr: Rate | None = None  # α of this method, instead of the common `inner_lr`
+    inner_lr: Rate | None = None  # instead of the common one, like the next two
+    outer_lr: Rate | None = None
     steps: Count | None = None  # instead of `meta_steps`
 
 
