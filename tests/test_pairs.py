@@ -21,8 +21,8 @@ from pipeline.errors import InputError
 from pipeline.pairs.download import download
 from pipeline.pairs.index import index_pairs
 from pipeline.pairs.local_site import serve
-from pipeline.pairs.noise import match_scores, near_duplicates
-from pipeline.pairs.params import Download
+from pipeline.pairs.noise import least_score, match_scores, mixture_crossing, near_duplicates
+from pipeline.pairs.params import Download, Filter
 from pipeline.pairs.reading import read_pictures
 from pipeline.pairs.schemas import CAPTIONS, FETCHED
 
@@ -186,3 +186,37 @@ def test_the_first_of_near_duplicates_stays():
     x = unit(np.array([[1, 0, 0], [0, 1, 0], [1, 0.001, 0], [1, 0, 0.002], [0, 0, 1]]))
     assert near_duplicates(x, 0.999).tolist() == [False, False, True, True, False]
     assert not near_duplicates(x, 1.01).any()
+
+
+FILTER = dict(min_words=1, min_characters=3, min_side=32, max_aspect=3, duplicate_similarity=0.999, score="csls", neighbours=10)
+
+
+def two_groups(wrong=0.2, n=4000):
+    rng = np.random.default_rng(3)
+    return np.concatenate([rng.normal(0.0, 0.1, int(n * wrong)), rng.normal(1.0, 0.2, n - int(n * wrong))]).astype(np.float32)
+
+
+@pytest.mark.parametrize("mismatch", [0.1, 0.5, 0.9])
+def test_the_mixture_s_crossing_is_the_densities_own(mismatch):
+    """Of N(0, 0.1²) with a fifth of the pairs and N(1, 0.2²) with the rest, found without knowing either."""
+    density = lambda x, mean, sd: np.exp(-(((x - mean) / sd) ** 2) / 2) / sd
+    x = np.linspace(0, 1, 100001)
+    wrong, right = 0.2 * density(x, 0.0, 0.1), 0.8 * density(x, 1.0, 0.2)
+    expected = x[np.argmin(abs(wrong / (wrong + right) - mismatch))]
+    assert mixture_crossing(two_groups(), mismatch) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_of_one_kind_have_no_crossing(seed):
+    with pytest.raises(InputError, match="do not fall into two groups.*choose another 'filter.select'"):
+        mixture_crossing(np.random.default_rng(seed).normal(size=3000).astype(np.float32), 0.5)
+
+
+def test_three_ways_to_select():
+    scores = two_groups()
+    chosen = {select: least_score(scores, Filter(**FILTER | {"select": select, "threshold": value})) for select, value in (("threshold", 0.3), ("quantile", 0.2), ("mixture", 0.5))}
+    assert chosen["threshold"] == 0.3
+    assert (scores < chosen["quantile"]).mean() == pytest.approx(0.2, abs=0.001)
+    assert (scores < chosen["mixture"]).mean() == pytest.approx(0.2, abs=0.01)
+    with pytest.raises(ValueError, match="with 'select: mixture', 'threshold' is a share between 0 and 1, but it is -0.76"):
+        Filter(**FILTER | {"select": "mixture", "threshold": -0.76})

@@ -8,6 +8,8 @@ import faiss
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from scipy.optimize import brentq
+from sklearn.mixture import GaussianMixture
 
 from pipeline.artifacts import read_table
 from pipeline.errors import InputError
@@ -36,8 +38,31 @@ def match_scores(image: np.ndarray, text: np.ndarray, score: str, neighbours: in
     return 2 * own - neighbourhood(image, text, neighbours) - neighbourhood(text, image, neighbours)
 
 
+def mixture_crossing(scores: np.ndarray, mismatch: float) -> float:
+    """The score at which a pair is a mismatch with probability `mismatch`, under two normal distributions fitted to the scores.
+
+    The one with the lower mean is that of the mismatches; the score lies between the two means.
+
+    Raises InputError if the scores do not fall into two such groups: one distribution explains them as
+    well (BIC), or `mismatch` is reached nowhere between the means.
+    """
+    column = scores.astype(np.float64)[:, None]
+    mixture, single = (GaussianMixture(n, random_state=0).fit(column) for n in (2, 1))
+    low, high = np.sort(mixture.means_.ravel())
+    wrong = int(mixture.means_.argmin())
+
+    def excess(score: float) -> float:
+        return mixture.predict_proba([[score]])[0, wrong] - mismatch
+
+    if single.bic(column) <= mixture.bic(column) or not excess(low) > 0 > excess(high):
+        raise InputError(f"the scores do not fall into two groups (means {low:.3f} and {high:.3f}, shares {', '.join(f'{w:.0%}' for w in mixture.weights_)}); choose another 'filter.select'")
+    return float(brentq(excess, low, high))
+
+
 def least_score(scores: np.ndarray, settings: Filter) -> float:
     """The score below which a pair is a mismatch."""
+    if settings.select == "mixture":
+        return mixture_crossing(scores, settings.threshold)
     return settings.threshold if settings.select == "threshold" else float(np.quantile(scores, settings.threshold))
 
 

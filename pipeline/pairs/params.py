@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.params import Section
 
@@ -32,5 +32,11 @@ class Filter(Section):
     duplicate_similarity: Annotated[float, Field(gt=0, le=1.01)]  # cosine of image features; above 1: off
     score: Literal["cosine", "csls"]  # plain CLIP similarity, or corrected for hubs by its neighbourhood
     neighbours: Count  # how many neighbours make the neighbourhood of `csls`
-    select: Literal["threshold", "quantile"]
-    threshold: float  # `threshold`: the least score; `quantile`: the share of pairs to drop
+    select: Literal["threshold", "quantile", "mixture"]
+    threshold: float  # `threshold`: the least score; `quantile`: the share of pairs to drop; `mixture`: the probability of a mismatch from which to drop
+
+    @model_validator(mode="after")
+    def _threshold_is_a_share(self) -> Filter:
+        if self.select != "threshold" and not 0 < self.threshold < 1:
+            raise ValueError(f"with 'select: {self.select}', 'threshold' is a share between 0 and 1, but it is {self.threshold}")
+        return self
