@@ -1,4 +1,4 @@
-"""Finds each topic's word by cluster-wise TF-IDF (Eq 3); it becomes the class name in episodes.
+"""Finds each topic's word by cluster-wise TF-IDF; it becomes the class name in episodes.
 
     python stages/label.py --kept data/kept.parquet --topics data/topics.parquet --out data/labels.parquet
 """

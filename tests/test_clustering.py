@@ -7,13 +7,13 @@ import pytest
 from scipy import sparse
 
 from pipeline.clustering.domains import separation, split_topic
-from pipeline.clustering.labels import cluster_tfidf, describe_topics
+from pipeline.clustering.labels import bertopic_tfidf, cluster_tfidf, describe_topics
 from pipeline.clustering.params import Domains, Label
 from pipeline.clustering.topics import join_outliers, neighbour_graph
 
 
 def label(**changes):
-    return Label(**(dict(words=5, longest_phrase=1, min_captions=1, stop_words=[]) | changes))
+    return Label(**(dict(formula="eq3", words=5, longest_phrase=1, min_captions=1, stop_words=[]) | changes))
 
 
 def test_eq_3_by_hand():
@@ -37,6 +37,23 @@ def test_eq_3_on_captions():
     assert described[0]["name"] == "lion"
     assert described[0]["scores"][0] == pytest.approx(3 / 7 * math.log(3 / 2))
     assert {d["name"] for d in described} == {"lion", "red", "pie"} or {d["name"] for d in described} == {"lion", "bus", "pie"}
+
+
+def test_bertopic_s_formula_by_hand():
+    counts = np.array([[3, 1, 0], [0, 2, 5]])
+    scores = bertopic_tfidf(sparse.csr_matrix(counts)).toarray()
+    average = 5  # (4 + 7) / 2 = 5.5, cut
+    assert scores[0] == pytest.approx([3 / 4 * math.log(1 + average / 3), 1 / 4 * math.log(1 + average / 3), 0])
+    assert scores[1] == pytest.approx([0, 2 / 7 * math.log(1 + average / 3), 5 / 7 * math.log(1 + average / 5)])
+
+
+def test_a_formula_changes_the_scores_not_the_topics():
+    captions = ["a red lion"] * 4 + ["a red bus"] * 4 + ["a red pie"] * 4
+    eq3, bertopic = (describe_topics(captions, np.repeat(np.arange(3), 4), label(formula=f)) for f in ("eq3", "bertopic"))
+    assert [d["name"] for d in eq3] == [d["name"] for d in bertopic] == ["lion", "bus", "pie"]
+    # "red" is in all clusters: Eq 3 scores it below zero and never shows it, BERTopic scores it low
+    assert [d["words"] for d in eq3] == [["lion"], ["bus"], ["pie"]]
+    assert bertopic[0]["words"] == ["lion", "red"] and bertopic[0]["scores"] == pytest.approx([math.log(1 + 8 / 4) / 2, math.log(1 + 8 / 12) / 2])
 
 
 def test_names_are_unique_and_go_to_the_stronger_topic():

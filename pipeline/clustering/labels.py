@@ -1,4 +1,4 @@
-"""Topic words by cluster-wise TF-IDF (Eq 3)."""
+"""Topic words by cluster-wise TF-IDF: Eq 3, or BERTopic's."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ def cluster_tfidf(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_m
     return sparse.csr_matrix(sparse.diags(1 / np.maximum(totals, 1)) @ counts @ sparse.diags(inverse))
 
 
+def bertopic_tfidf(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """BERTopic's weighting: N_{w,l} / Σ_w N_{w,l} · log(1 + A / f_w).
+
+    Args:
+        counts: (L, W) how often each word occurs in each cluster. Only these words count: f_w is a word's
+            sum over the clusters, A the clusters' mean sum, cut to a whole number as BERTopic does.
+
+    Returns:
+        (L, W) scores where the word occurs, all positive.
+    """
+    of_cluster = np.asarray(counts.sum(axis=1)).ravel()
+    of_word = np.asarray(counts.sum(axis=0)).ravel()
+    inverse = np.log(1 + int(of_cluster.mean()) / of_word)
+    return sparse.csr_matrix(sparse.diags(1 / np.maximum(of_cluster, 1)) @ counts @ sparse.diags(inverse))
+
+
 def count_words(captions: Sequence[str], topic: np.ndarray, settings: Label) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
     """(L, W) counts, (L,) all words of each topic, (W,) the words. Stop words and rare words are no candidates."""
     vectorizer = CountVectorizer(
@@ -53,7 +69,7 @@ def describe_topics(captions: Sequence[str], topic: np.ndarray, settings: Label)
     ("polar bear" before "polar"). A topic whose words are all taken is named after its best word and number.
     """
     counts, totals, words = count_words(captions, topic, settings)
-    scores = cluster_tfidf(counts, totals)
+    scores = cluster_tfidf(counts, totals) if settings.formula == "eq3" else bertopic_tfidf(counts)
     ranked: list[list[tuple[str, float]]] = []
     for row in range(scores.shape[0]):
         start, stop = scores.indptr[row], scores.indptr[row + 1]

@@ -31,8 +31,9 @@ class Topics(Section):
 
 
 class Label(Section):
-    """c-TF-IDF, Eq 3."""
+    """c-TF-IDF."""
 
+    formula: Literal["eq3", "bertopic"]  # Eq 3 counts the clusters that hold a word, BERTopic how often it occurs in all
     words: Count  # how many words describe a topic in the report
     longest_phrase: Annotated[int, Field(ge=1, le=3)]  # a topic's name may have up to this many words
     min_captions: Count  # words in fewer captions than this cannot name a topic
