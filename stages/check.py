@@ -1,7 +1,7 @@
 """Compares filter, topics and domains with the truth that the demo's world was drawn from.
 
     python stages/check.py --name demo --captions data/captions.parquet --kept data/kept.parquet \\
-        --topics data/topics.parquet --domains data/domains.parquet --metrics data/metrics/check_demo.json
+        --clusters data/clusters.parquet --domains data/domains.parquet --metrics data/metrics/check_demo.json
 
 Nothing in the chain depends on the result. Worlds without a known truth list no `world.truths`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import read_table
-from pipeline.clustering.schemas import DOMAINS, TOPICS
+from pipeline.clustering.schemas import CLUSTERS, DOMAINS
 from pipeline.pairs.schemas import CAPTIONS, KEPT
 from pipeline.params import load_params
 from pipeline.stage import parser, run
@@ -29,14 +29,14 @@ def main():
     cli.add_argument("--name", required=True, help="entry of world.truths")
     cli.add_argument("--captions", type=Path, required=True, help="Parquet: URL per key")
     cli.add_argument("--kept", type=Path, required=True, help="Parquet: reason of every rejection")
-    cli.add_argument("--topics", type=Path, required=True, help="Parquet: topic per pair")
+    cli.add_argument("--clusters", type=Path, required=True, help="Parquet: topic per pair")
     cli.add_argument("--domains", type=Path, required=True, help="Parquet: domain per pair")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     captions = pl.from_arrow(read_table(args.captions, CAPTIONS, ["key", "url"]))
     truth = captions.join(pl.from_arrow(read_table(p.truth.path, TRUTH)), on="url").drop("url")
     figures = filter_quality(pl.from_arrow(read_table(args.kept, KEPT, ["key", "reason"])), truth)
-    figures |= topic_quality(pl.from_arrow(read_table(args.topics, TOPICS, ["key", "topic"])), truth)
+    figures |= topic_quality(pl.from_arrow(read_table(args.clusters, CLUSTERS)), truth)
     figures |= domain_quality(pl.from_arrow(read_table(args.domains, DOMAINS)), truth)
     words = (
         f"wrong captions found with precision {figures['mismatch_precision']:.2f} and recall {figures['mismatch_recall']:.2f} "

@@ -1,6 +1,6 @@
 """Splits each topic's pictures into visual domains by k-means on their CLIP features.
 
-    python stages/domains.py --topics data/topics.parquet --features data/features --out data/domains.parquet
+    python stages/domains.py --clusters data/clusters.parquet --features data/features --out data/domains.parquet
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -13,7 +13,7 @@ import polars as pl
 from pipeline.artifacts import read_table, write_table
 from pipeline.clustering.domains import find_domains
 from pipeline.clustering.params import Domains
-from pipeline.clustering.schemas import DOMAINS, TOPICS
+from pipeline.clustering.schemas import CLUSTERS, DOMAINS
 from pipeline.pairs.reading import read_features
 from pipeline.params import load_params
 from pipeline.stage import parser, progress, run
@@ -23,13 +23,13 @@ READS = {"seed": ("seed", int), "domains": ("domains", Domains)}
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--topics", type=Path, required=True, help="Parquet: topic per pair")
+    cli.add_argument("--clusters", type=Path, required=True, help="Parquet: topic per pair")
     cli.add_argument("--features", type=Path, required=True, help="folder of feature shards")
     cli.add_argument("--out", type=Path, required=True, help="Parquet: domain per pair inside a topic")
     args = cli.parse_args()
     p = load_params(args.params, READS)
     keys, image, _ = read_features(args.features)
-    topics = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "topic"])).filter(pl.col("topic") >= 0)
+    topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).filter(pl.col("topic") >= 0)
     row_of = {key: row for row, key in enumerate(keys)}
     features = image[np.array([row_of[key] for key in topics["key"]])]
     domain, counts = find_domains(features, topics["topic"].to_numpy(), p.domains, p.seed, progress)

@@ -1,6 +1,8 @@
 """Finds each topic's word by cluster-wise TF-IDF; it becomes the class name in episodes.
 
-    python stages/label.py --kept data/kept.parquet --topics data/topics.parquet --out data/labels.parquet
+    python stages/label.py --kept data/kept.parquet --topics data/topics.parquet --clusters data/clusters.parquet --out data/labels.parquet
+
+Topics that a person merges, renames or drops (`label.edits`) are changed here; everything behind uses the result.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -11,9 +13,10 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.artifacts import read_table, write_table
+from pipeline.clustering.edits import apply_edits, load_edits
 from pipeline.clustering.labels import describe_topics
 from pipeline.clustering.params import Label
-from pipeline.clustering.schemas import LABELS, TOPICS
+from pipeline.clustering.schemas import CLUSTERS, LABELS, TOPICS
 from pipeline.pairs.schemas import KEPT
 from pipeline.params import load_params
 from pipeline.stage import parser, run
@@ -25,15 +28,21 @@ def main():
     cli = parser(__doc__)
     cli.add_argument("--kept", type=Path, required=True, help="Parquet: captions of the kept pairs")
     cli.add_argument("--topics", type=Path, required=True, help="Parquet: topic per pair")
+    cli.add_argument("--clusters", type=Path, required=True, help="Parquet to write: topic per pair, after the edits")
     cli.add_argument("--out", type=Path, required=True, help="Parquet: name and words per topic")
     args = cli.parse_args()
     p = load_params(args.params, READS)
     captions = pl.from_arrow(read_table(args.kept, KEPT, ["key", "caption"]))
     rows = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "topic"])).join(captions, on="key", validate="1:1").sort("key")
-    described = describe_topics(rows["caption"].to_list(), rows["topic"].to_numpy(), p.label)
+    edits, topic, texts = load_edits(p.label.edits), rows["topic"].to_numpy(), rows["caption"].to_list()
+    found = describe_topics(texts, topic, p.label)
+    topic, names = apply_edits(topic, [d["name"] for d in found], edits, p.label.edits)
+    described = describe_topics(texts, topic, p.label, names)
+    write_table(pa.table([rows["key"].to_arrow(), topic], names=CLUSTERS.names), args.clusters, CLUSTERS)
     write_table(pa.Table.from_pylist(described, schema=LABELS), args.out, LABELS)
     largest = ", ".join(d["name"] for d in sorted(described, key=lambda d: -d["size"])[:8])
-    return f"{len(described)} topics named; the largest: {largest}", {"named": len(described)}, args.metrics
+    changed = f" ({len(found)} before {p.label.edits})" if len(found) != len(described) else ""
+    return f"{len(described)} topics named{changed}; the largest: {largest}", {"found": len(found), "named": len(described)}, args.metrics
 
 
 if __name__ == "__main__":

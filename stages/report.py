@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipeline.artifacts import read_table, replacing
 from pipeline.benchmarks.params import Benchmark, FewShot
-from pipeline.clustering.schemas import DOMAINS, LABELS, TOPICS
+from pipeline.clustering.schemas import CLUSTERS, DOMAINS, LABELS, TOPICS
 from pipeline.gram.params import Methods
 from pipeline.pairs.noise import least_score
 from pipeline.pairs.params import Filter
@@ -55,7 +55,7 @@ def main():
     cli = parser(__doc__)
     for name, what in {
         "pairs": "Parquet: one row per caption", "shards": "folder of picture shards", "kept": "Parquet: reason of every rejection",
-        "topics": "Parquet: topic and map place per pair", "labels": "Parquet: name and words per topic", "domains": "Parquet: domain per pair",
+        "topics": "Parquet: map place per pair", "clusters": "Parquet: topic per pair", "labels": "Parquet: name and words per topic", "domains": "Parquet: domain per pair",
         "starts": "folder of starts by method", "benchmarks": "folder of benchmarks", "scores": "folder of scores by benchmark and method",
         "out": "folder for report.html, results.csv and epochs-<half>.csv",
     }.items():
@@ -68,7 +68,8 @@ def main():
 
     pairs = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "status", "shard"]))
     kept = pl.from_arrow(read_table(args.kept, KEPT))
-    topics = pl.from_arrow(read_table(args.topics, TOPICS))
+    places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "x", "y"]))
+    topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).join(places, on="key", validate="1:1")
     labels = pl.from_arrow(read_table(args.labels, LABELS))
     domains = pl.from_arrow(read_table(args.domains, DOMAINS))
     counts = {

@@ -13,7 +13,7 @@ from pipeline.clustering.topics import join_outliers, neighbour_graph
 
 
 def label(**changes):
-    return Label(**(dict(formula="eq3", words=5, longest_phrase=1, min_captions=1, stop_words=[]) | changes))
+    return Label(**(dict(formula="eq3", words=5, longest_phrase=1, min_captions=1, stop_words=[], edits="") | changes))
 
 
 def test_eq_3_by_hand():

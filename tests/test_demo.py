@@ -291,7 +291,7 @@ def test_an_interrupted_stage_exits_non_zero_and_leaves_nothing(demo, tmp_path, 
 def test_a_damaged_artifact_stops_the_next_stage_with_one_message(demo, tmp_path):
     whole = (demo[0] / "data" / "topics.parquet").read_bytes()
     (tmp_path / "topics.parquet").write_bytes(whole[: len(whole) // 2])
-    done = run(sys.executable, "stages/label.py", "--kept", "data/kept.parquet", "--topics", tmp_path / "topics.parquet", "--out", tmp_path / "labels.parquet", cwd=demo[0], check=False)
+    done = run(sys.executable, "stages/label.py", "--kept", "data/kept.parquet", "--topics", tmp_path / "topics.parquet", "--clusters", tmp_path / "clusters.parquet", "--out", tmp_path / "labels.parquet", cwd=demo[0], check=False)
     assert done.returncode == 1 and not (tmp_path / "labels.parquet").exists()
     assert "topics.parquet: not a complete Parquet file" in done.stderr and "Traceback" not in done.stderr
 

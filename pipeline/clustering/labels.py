@@ -61,8 +61,8 @@ def count_words(captions: Sequence[str], topic: np.ndarray, settings: Label) -> 
     return sparse.csr_matrix(member @ by_caption), member @ lengths, vectorizer.get_feature_names_out()
 
 
-def describe_topics(captions: Sequence[str], topic: np.ndarray, settings: Label) -> list[dict]:
-    """Name, size and best words of every topic, in the order of the topics.
+def describe_topics(captions: Sequence[str], topic: np.ndarray, settings: Label, given: Sequence[str] | None = None) -> list[dict]:
+    """Name, size and best words of every topic, in the order of the topics; `given` names stay as they are.
 
     A name is used once: where two topics put the same word first, it goes to the topic that scores it
     higher and the other takes its next word. A phrase beats its own parts when they score the same
@@ -85,8 +85,9 @@ def describe_topics(captions: Sequence[str], topic: np.ndarray, settings: Label)
     described = []
     for row, found in enumerate(ranked):
         best = found[: settings.words] or [("topic", 0.0)]
+        name = given[row] if given else names.get(row, f"{best[0][0]} {row}")
         described.append({
-            "topic": row, "name": names.get(row, f"{best[0][0]} {row}"), "size": int((topic == row).sum()),
+            "topic": row, "name": name, "size": int((topic == row).sum()),
             "words": [w for w, _ in best], "scores": [s for _, s in best],
         })
     return described

@@ -38,6 +38,7 @@ class Label(Section):
     longest_phrase: Annotated[int, Field(ge=1, le=3)]  # a topic's name may have up to this many words
     min_captions: Count  # words in fewer captions than this cannot name a topic
     stop_words: list[str]  # besides the English ones
+    edits: str  # file of hand-made changes: topics to merge, rename or drop
 
 
 class Domains(Section):
