@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.artifacts import read_table, write_table
 from pipeline.clustering.edits import apply_edits, load_edits
-from pipeline.clustering.labels import describe_topics
+from pipeline.clustering.labels import coherence, count_words, describe_topics
 from pipeline.clustering.params import Label
 from pipeline.clustering.schemas import CLUSTERS, LABELS, TOPICS
 from pipeline.pairs.schemas import KEPT
@@ -34,15 +34,16 @@ def main():
     p = load_params(args.params, READS)
     captions = pl.from_arrow(read_table(args.kept, KEPT, ["key", "caption"]))
     rows = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "topic"])).join(captions, on="key", validate="1:1").sort("key")
-    edits, topic, texts = load_edits(p.label.edits), rows["topic"].to_numpy(), rows["caption"].to_list()
-    found = describe_topics(texts, topic, p.label)
+    edits, topic, counted = load_edits(p.label.edits), rows["topic"].to_numpy(), count_words(rows["caption"].to_list(), p.label)
+    found = describe_topics(counted, topic, p.label)
     topic, names = apply_edits(topic, [d["name"] for d in found], edits, p.label.edits)
-    described = describe_topics(texts, topic, p.label, names)
+    described = describe_topics(counted, topic, p.label, names)
     write_table(pa.table([rows["key"].to_arrow(), topic], names=CLUSTERS.names), args.clusters, CLUSTERS)
     write_table(pa.Table.from_pylist(described, schema=LABELS), args.out, LABELS)
     largest = ", ".join(d["name"] for d in sorted(described, key=lambda d: -d["size"])[:8])
     changed = f" ({len(found)} before {p.label.edits})" if len(found) != len(described) else ""
-    return f"{len(described)} topics named{changed}; the largest: {largest}", {"found": len(found), "named": len(described)}, args.metrics
+    counts = {"found": len(found), "named": len(described), "coherence": round(coherence(counted, [d["words"] for d in described]), 4)}
+    return f"{len(described)} topics named{changed}, coherence of their words {counts['coherence']:.2f}; the largest: {largest}", counts, args.metrics
 
 
 if __name__ == "__main__":

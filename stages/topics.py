@@ -30,7 +30,7 @@ def main():
     topic, strength, place, counts = find_topics(from_vectors(table["embedding"]), p.topics, p.seed, progress)
     columns = [table["key"], topic, strength, place[:, 0], place[:, 1]]
     write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
-    words = f"{counts['topics']} topics of {counts['captions']} captions; {counts['outliers']} outliers, coverage {counts['coverage']:.1%}"
+    words = f"{counts['topics']} topics of {counts['captions']} captions ({counts['fitted']} clustered, neighbours at recall {counts['recall']:.3f}); {counts['outliers']} outliers, coverage {counts['coverage']:.1%}"
     return words, counts, args.metrics
 
 

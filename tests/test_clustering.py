@@ -5,15 +5,24 @@ import math
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.metrics import adjusted_rand_score
+from tqdm import tqdm
 
 from pipeline.clustering.domains import separation, split_topic
-from pipeline.clustering.labels import bertopic_tfidf, cluster_tfidf, describe_topics
-from pipeline.clustering.params import Domains, Label
-from pipeline.clustering.topics import join_outliers, neighbour_graph
+from pipeline.clustering.labels import bertopic_tfidf, cluster_tfidf, coherence, count_words
+from pipeline.clustering.labels import describe_topics as describe_counted
+from pipeline.clustering.neighbours import neighbour_graph, search_index
+from pipeline.clustering.params import Domains, Label, Topics
+from pipeline.clustering.topics import find_topics, join_outliers
+from pipeline.errors import InputError
 
 
 def label(**changes):
     return Label(**(dict(formula="eq3", words=5, longest_phrase=1, min_captions=1, stop_words=[], edits="") | changes))
+
+
+def describe_topics(captions, topic, settings):
+    return describe_counted(count_words(captions, settings), topic, settings)
 
 
 def test_eq_3_by_hand():
@@ -56,6 +65,16 @@ def test_a_formula_changes_the_scores_not_the_topics():
     assert bertopic[0]["words"] == ["lion", "red"] and bertopic[0]["scores"] == pytest.approx([math.log(1 + 8 / 4) / 2, math.log(1 + 8 / 12) / 2])
 
 
+def test_coherence_by_hand():
+    """Ten captions: lion with cub in 3 of 4, never with bus."""
+    counted = count_words(["lion cub"] * 3 + ["lion"] + ["red bus"] * 6, label())
+    npmi = math.log(0.3 / (0.4 * 0.3)) / -math.log(0.3)
+    assert coherence(counted, [["lion", "cub"]]) == pytest.approx(npmi)
+    assert coherence(counted, [["lion", "bus"]]) == -1
+    assert coherence(counted, [["red", "bus"]]) == pytest.approx(1)
+    assert coherence(counted, [["lion", "cub"], ["lion", "bus"], ["lion"]]) == pytest.approx((npmi - 1) / 2)  # one word has no pair
+
+
 def test_names_are_unique_and_go_to_the_stronger_topic():
     captions = ["bear bear bear"] * 3 + ["bear honey jar"] * 3 + ["car wheel"] * 3 + ["tea cup"] * 3 + ["key ring"] * 3
     described = describe_topics(captions, np.repeat(np.arange(5), 3), label())
@@ -84,11 +103,66 @@ def test_neighbour_graph_is_exact_and_starts_with_the_row_itself():
     rng = np.random.default_rng(0)
     x = unit(rng.normal(size=(60, 8)))
     x[10:14] = x[9]  # equal captions
-    found, distance = neighbour_graph(x, 6)
+    index, recall = search_index(x, 6, exact_up_to=60, recall=0.5, seed=0)
+    found, distance = neighbour_graph(index, x, 6)
+    assert recall == 1.0
     assert (found[:, 0] == np.arange(60)).all()
     assert all(len(set(row)) == 6 for row in found)
     brute = np.sort(1 - x @ x.T, axis=1)[:, :6]
     assert np.allclose(np.sort(distance, axis=1), np.clip(brute, 0, 2), atol=1e-6)
+
+
+def groups(count, each, d=16, spread=0.25, seed=0):
+    """(count · each, d) rows around `count` random directions, shuffled, and the group of each row."""
+    rng = np.random.default_rng(seed)
+    centres = unit(rng.normal(size=(count, d)))
+    group = rng.permutation(np.repeat(np.arange(count), each))
+    return unit(centres[group] + spread * rng.normal(size=(len(group), d)) / d**0.5), group
+
+
+def test_cells_reach_the_recall_that_was_asked_for_and_no_more_than_needed():
+    x, _ = groups(200, 20, spread=1.0)
+    true = np.argsort(-(x @ x.T), axis=1)[:, :10]
+    looked = []
+    for recall in (0.5, 0.9, 0.99):
+        index, reached = search_index(x, 10, exact_up_to=1000, recall=recall, seed=1)
+        found, _ = neighbour_graph(index, x, 10)
+        measured = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(true, found)])
+        assert reached >= recall and measured == pytest.approx(reached, abs=0.05)
+        looked.append(index.nprobe)
+    assert looked[0] < looked[2] < 253  # 4 √4000 cells
+
+
+def test_approximate_search_repeats_exactly():
+    x, _ = groups(100, 20)
+    one, other = (neighbour_graph(search_index(x, 8, exact_up_to=10, recall=0.9, seed=3)[0], x, 8) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, other))
+
+
+TOPICS = dict(neighbours=8, exact_up_to=10**6, recall=0.95, fit_on=10**6, components=3, min_dist=0.0, min_cluster_size=15, min_samples=3, selection="eom", outliers="nearest", nearest_similarity=0.5)
+
+
+def silent(items, label, total=None):
+    return tqdm(items, total=total, disable=True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"exact_up_to": 100}, {"fit_on": 400}])
+def test_groups_become_topics(changes):
+    """Also with an approximate graph, and when all but a sample follow their nearest caption."""
+    x, group = groups(12, 60)
+    topic, strength, place, counts = find_topics(x, Topics(**TOPICS | changes), 1, silent)
+    assert adjusted_rand_score(group, topic) > 0.95
+    assert len(strength) == len(place) == len(x) == counts["captions"]
+    assert counts["fitted"] == changes.get("fit_on", 720) and counts["topics"] == 12 and counts["coverage"] > 0.98
+    assert (counts["recall"] == 1.0) == ("exact_up_to" not in changes) and 0.5 < counts["validity"] <= 1
+
+
+def test_no_topics_and_too_few_captions():
+    x, _ = groups(1, 40)
+    with pytest.raises(InputError, match="0 topics came out of 40 captions; lower 'topics.min_cluster_size'"):
+        find_topics(x, Topics(**TOPICS | {"min_cluster_size": 30}), 1, silent)
+    with pytest.raises(InputError, match="only 8 captions are left to cluster"):
+        find_topics(x[:8], Topics(**TOPICS), 1, silent)
 
 
 def test_outliers_join_the_nearest_topic_only_if_similar():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Sequence
 
 import numpy as np
@@ -46,29 +47,63 @@ def bertopic_tfidf(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(sparse.diags(1 / np.maximum(of_cluster, 1)) @ counts @ sparse.diags(inverse))
 
 
-def count_words(captions: Sequence[str], topic: np.ndarray, settings: Label) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """(L, W) counts, (L,) all words of each topic, (W,) the words. Stop words and rare words are no candidates."""
+@dataclass(frozen=True)
+class Counted:
+    """The words of n captions, counted once for any number of assignments to topics.
+
+    Attributes:
+        by_caption: (n, W) how often each candidate word occurs. words: (W,) the candidates: no stop words, no rare ones.
+        lengths: (n,) all words of each caption.
+    """
+
+    by_caption: sparse.csr_matrix
+    words: np.ndarray
+    lengths: np.ndarray
+
+
+def count_words(captions: Sequence[str], settings: Label) -> Counted:
     vectorizer = CountVectorizer(
         token_pattern=WORD, ngram_range=(1, settings.longest_phrase), min_df=settings.min_captions,
         stop_words=sorted(ENGLISH_STOP_WORDS | set(settings.stop_words)),
     )
     by_caption = vectorizer.fit_transform(captions)
-    clusters = int(topic.max()) + 1
-    inside = np.flatnonzero(topic >= 0)
-    member = sparse.csr_matrix((np.ones(len(inside)), (topic[inside], inside)), shape=(clusters, len(captions)))
     analyse = CountVectorizer(token_pattern=WORD).build_analyzer()
-    lengths = np.array([len(analyse(c)) for c in captions])
-    return sparse.csr_matrix(member @ by_caption), member @ lengths, vectorizer.get_feature_names_out()
+    return Counted(by_caption, vectorizer.get_feature_names_out(), np.array([len(analyse(c)) for c in captions]))
 
 
-def describe_topics(captions: Sequence[str], topic: np.ndarray, settings: Label, given: Sequence[str] | None = None) -> list[dict]:
+def coherence(counted: Counted, words: Sequence[Sequence[str]]) -> float:
+    """Mean over topics of the NPMI of their words, pair by pair (−1: never in one caption, 1: only together).
+
+    NPMI(v, w) = log(p(v, w) / (p(v) p(w))) / −log p(v, w), with p the share of captions that hold the words.
+    """
+    held = sparse.csc_matrix(counted.by_caption > 0, dtype=np.float64)
+    place = {word: i for i, word in enumerate(counted.words)}
+    means = []
+    for of_topic in words:
+        columns = held[:, [place[w] for w in of_topic if w in place]]
+        both = (columns.T @ columns).toarray() / columns.shape[0]
+        v, w = np.triu_indices(len(both), 1)
+        if len(v):
+            joint, apart = both[v, w], both[v, v] * both[w, w]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = np.log(joint / apart) / -np.log(joint)
+            means.append(np.where(joint == 0, -1, np.where(joint == 1, 1, found)).mean())
+    return float(np.mean(means)) if means else float("nan")
+
+
+def describe_topics(counted: Counted, topic: np.ndarray, settings: Label, given: Sequence[str] | None = None) -> list[dict]:
     """Name, size and best words of every topic, in the order of the topics; `given` names stay as they are.
+
+    Args:
+        topic: (n,) of the captions that were counted; −1 outside.
 
     A name is used once: where two topics put the same word first, it goes to the topic that scores it
     higher and the other takes its next word. A phrase beats its own parts when they score the same
     ("polar bear" before "polar"). A topic whose words are all taken is named after its best word and number.
     """
-    counts, totals, words = count_words(captions, topic, settings)
+    clusters, inside, words = int(topic.max()) + 1, np.flatnonzero(topic >= 0), counted.words
+    member = sparse.csr_matrix((np.ones(len(inside)), (topic[inside], inside)), shape=(clusters, len(topic)))
+    counts, totals = sparse.csr_matrix(member @ counted.by_caption), member @ counted.lengths
     scores = cluster_tfidf(counts, totals) if settings.formula == "eq3" else bertopic_tfidf(counts)
     ranked: list[list[tuple[str, float]]] = []
     for row in range(scores.shape[0]):

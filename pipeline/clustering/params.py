@@ -21,6 +21,9 @@ class Topics(Section):
     """kNN graph → UMAP → HDBSCAN."""
 
     neighbours: Annotated[int, Field(ge=2)]  # size of the neighbourhood in the kNN graph
+    exact_up_to: Count  # captions: beyond, neighbours are searched in cells …
+    recall: Annotated[float, Field(gt=0, le=1)]  # … as many as find this share of the true neighbours
+    fit_on: Count  # captions: beyond, a sample of so many is clustered and the others follow their nearest one
     components: Annotated[int, Field(ge=2)]  # dimensions that HDBSCAN clusters in
     min_dist: Annotated[float, Field(ge=0)]  # how tightly UMAP may pack points
     min_cluster_size: Annotated[int, Field(ge=2)]  # captions: the least that makes a topic

@@ -1,10 +1,13 @@
-"""Semantic topics: an exact neighbour graph, UMAP on it, HDBSCAN in the reduced space."""
+"""Semantic topics: a neighbour graph, UMAP on it, HDBSCAN in the reduced space.
+
+Beyond `topics.fit_on` captions, a sample is clustered and every other caption follows the one of the
+sample that is nearest to it.
+"""
 
 from __future__ import annotations
 
 import warnings
 
-import faiss
 import numpy as np
 
 with warnings.catch_warnings():
@@ -12,23 +15,9 @@ with warnings.catch_warnings():
     import hdbscan
     import umap
 
+from pipeline.clustering.neighbours import neighbour_graph, search_index
 from pipeline.clustering.params import Topics
 from pipeline.errors import InputError
-
-
-def neighbour_graph(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n, count) indices and cosine distances of the nearest rows, each row itself first."""
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    similarity, found = index.search(vectors, count)
-    rows = np.arange(len(vectors))
-    # Equal captions tie at distance 0, and faiss may list another of them before the row itself.
-    for row in np.flatnonzero(found[:, 0] != rows):
-        place = np.flatnonzero(found[row] == row)
-        swap = place[0] if len(place) else count - 1
-        found[row, swap], similarity[row, swap] = found[row, 0], similarity[row, 0]
-        found[row, 0], similarity[row, 0] = row, 1.0
-    return found.astype(np.int32), np.clip(1 - similarity, 0, 2).astype(np.float32)
 
 
 def reduce(vectors: np.ndarray, graph: tuple[np.ndarray, np.ndarray], components: int, min_dist: float, seed: int) -> np.ndarray:
@@ -60,19 +49,11 @@ def advance(bar, label: str) -> None:
     bar.set_description(label)
 
 
-def find_topics(vectors: np.ndarray, settings: Topics, seed: int, progress) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
-    """Clusters (n, d) normalised sentence embeddings.
-
-    Returns:
-        (n,) topic (−1: outlier), (n,) membership strength, (n, 2) map coordinates, and counts.
-
-    Raises:
-        InputError if there are too few captions, or no topic comes out.
-    """
-    if len(vectors) <= settings.neighbours:
-        raise InputError(f"only {len(vectors)} captions are left to cluster, but 'topics.neighbours' is {settings.neighbours}; lower it, or look why the filter drops so many")
+def cluster(vectors: np.ndarray, settings: Topics, seed: int, progress) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+    """`find_topics` without outlier policy or sampling."""
     steps = progress(None, "neighbours", total=4)
-    graph = neighbour_graph(vectors, settings.neighbours)
+    index, recall = search_index(vectors, settings.neighbours, settings.exact_up_to, settings.recall, seed)
+    graph = neighbour_graph(index, vectors, settings.neighbours)
     advance(steps, "reducing")
     reduced = reduce(vectors, graph, settings.components, settings.min_dist, seed)
     advance(steps, "clustering")
@@ -80,18 +61,42 @@ def find_topics(vectors: np.ndarray, settings: Topics, seed: int, progress) -> t
         warnings.simplefilter("ignore")
         clusterer = hdbscan.HDBSCAN(
             min_cluster_size=settings.min_cluster_size, min_samples=settings.min_samples,
-            cluster_selection_method=settings.selection, core_dist_n_jobs=1,
+            cluster_selection_method=settings.selection, core_dist_n_jobs=1, gen_min_span_tree=True,
         ).fit(reduced.astype(np.float64))
-    topic, strength = clusterer.labels_, clusterer.probabilities_
-    count = int(topic.max()) + 1
+    count = int(clusterer.labels_.max()) + 1
     if count < 2:
         raise InputError(f"{count} topics came out of {len(vectors)} captions; lower 'topics.min_cluster_size' (now {settings.min_cluster_size})")
-    outside = int((topic < 0).sum())
-    if settings.outliers == "nearest":
-        topic = join_outliers(vectors, topic, settings.nearest_similarity)
     advance(steps, "mapping")
     place = reduce(vectors, graph, 2, 0.5, seed)  # looser than the clustering: dots side by side
     steps.close()
-    counts = {"captions": len(topic), "topics": count, "outliers_before": outside, "outliers": int((topic < 0).sum())}
-    counts["coverage"] = round(1 - counts["outliers"] / len(topic), 4)
+    return clusterer.labels_, clusterer.probabilities_, place, {"recall": round(recall, 4), "validity": round(float(clusterer.relative_validity_), 4)}
+
+
+def find_topics(vectors: np.ndarray, settings: Topics, seed: int, progress) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+    """Clusters (n, d) normalised sentence embeddings.
+
+    Returns:
+        (n,) topic (−1: outlier), (n,) membership strength, (n, 2) map coordinates, and counts: recall of
+        the neighbour graph, validity (HDBSCAN's fast form of DBCV, −1 to 1), coverage, …
+
+    Raises:
+        InputError if there are too few captions, or no topic comes out.
+    """
+    n = len(vectors)
+    if n <= settings.neighbours:
+        raise InputError(f"only {n} captions are left to cluster, but 'topics.neighbours' is {settings.neighbours}; lower it, or look why the filter drops so many")
+    if n <= settings.fit_on:
+        topic, strength, place, counts = cluster(vectors, settings, seed, progress)
+    else:
+        fitted = np.sort(np.random.default_rng(seed).choice(n, settings.fit_on, replace=False))
+        topic, strength, place, counts = cluster(vectors[fitted], settings, seed, progress)
+        index, _ = search_index(vectors[fitted], 1, settings.exact_up_to, settings.recall, seed)
+        nearest = index.search(vectors, 1)[1].ravel()  # of a caption of the sample: itself, or its equal
+        nearest[fitted] = np.arange(len(fitted))
+        topic, strength, place = topic[nearest], strength[nearest], place[nearest]
+    counts |= {"captions": n, "fitted": min(n, settings.fit_on), "topics": int(topic.max()) + 1, "outliers_before": int((topic < 0).sum())}
+    if settings.outliers == "nearest":
+        topic = join_outliers(vectors, topic, settings.nearest_similarity)
+    counts["outliers"] = int((topic < 0).sum())
+    counts["coverage"] = round(1 - counts["outliers"] / n, 4)
     return topic, strength, place, counts
