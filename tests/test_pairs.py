@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +40,7 @@ def jpeg(seed, size=40):
 
 
 def settings(**changes):
-    return Download(**(dict(image_size=64, shard_rows=20, timeout=20, retries=0, min_success=0.5) | changes))
+    return Download(**(dict(image_size=64, shard_rows=20, timeout=20, retries=0, private_addresses=False, min_success=0.5) | changes))
 
 
 def captions(path, urls):
@@ -95,7 +97,7 @@ def test_a_server_that_is_down(tmp_path):
     table = captions(tmp_path / "c.parquet", [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(5)])
     (tmp_path / "work").mkdir()
     with pytest.raises(InputError, match=r"only 0.0% of 5 links.*Connection refused.*Is the server up\?"):
-        download(table, None, tmp_path / "work", settings(), 1, 4, QUIET)
+        download(table, None, tmp_path / "work", settings(private_addresses=True), 1, 4, QUIET)
 
 
 def test_nothing_to_ask_for(tmp_path):
@@ -120,49 +122,100 @@ def test_the_local_site_does_not_serve_its_neighbours(tmp_path, path):
             assert connection.getresponse().status == status
 
 
-def test_interrupted_and_resumed(tmp_path):
-    """SIGTERM in the middle; the second run fetches only what was not finished, and gives the same artifact."""
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
+class Site(ThreadingHTTPServer):
+    """Pictures over loopback; remembers what it was asked for."""
 
-    asked = []
+    def __init__(self, delay=0.0, headers=(), redirect=None):
+        asked = self.asked = []
 
-    class Slow(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            time.sleep(0.05)
-            content = jpeg(int(self.path[1:-4]))
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.path)
+                time.sleep(delay)
+                self.send_response(302 if redirect else 200)
+                content = b"" if redirect else jpeg(int(self.path[1:-4]))
+                for name, value in (*headers, *([("Location", redirect + self.path)] if redirect else []), ("Content-Length", str(len(content)))):
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
 
-        def log_message(self, *_):
-            pass
+            def log_message(self, *_):
+                pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    Thread(target=server.serve_forever, daemon=True).start()
-    table = captions(tmp_path / "c.parquet", [f"http://127.0.0.1:{server.server_address[1]}/{i}.jpg" for i in range(120)])
-    text = (ROOT / "params.yaml").read_text().replace("shard_rows: 1000", "shard_rows: 20").replace("pictures: pictures.zip", "pictures: null")
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.base = f"http://127.0.0.1:{self.server_address[1]}"
+        Thread(target=self.serve_forever, daemon=True).start()
+
+    def links(self, count):
+        return [f"{self.base}/{i}.jpg" for i in range(count)]
+
+
+def reasons(tmp_path, urls, **changes):
+    (tmp_path / "work").mkdir()
+    download(captions(tmp_path / "c.parquet", urls), None, tmp_path / "work", settings(min_success=0.0, **changes), 1, 4, QUIET)
+    return read_table(tmp_path / "work" / "fetched.parquet", FETCHED)["error"].to_pylist()
+
+
+def test_private_addresses_are_not_asked(tmp_path):
+    """Whatever the name that leads there; nor after a redirect, from where the server itself may be asked."""
+    site = Site()
+    port = site.server_address[1]
+    urls = [f"http://{host}:{port}/1.jpg" for host in ("127.0.0.1", "localhost", "[::1]", "2130706433", "0.0.0.0", "169.254.169.254", "10.0.0.1")]
+    assert all("private address refused" in error for error in reasons(tmp_path, urls)) and not site.asked
+
+
+def test_private_addresses_on_request(tmp_path):
+    site = Site()
+    assert reasons(tmp_path, site.links(3), private_addresses=True) == [None] * 3 and len(site.asked) == 3
+
+
+def test_a_redirect_leads_to_no_private_address(tmp_path):
+    """The one server stands for a public one, which sends us to another on the same machine."""
+    inside = Site()
+    outside = Site(redirect=inside.base)
+    script = "import runpy, sys; sys.argv[0] = 'fetch'; runpy.run_module('pipeline.pairs.fetch', run_name='__mp_main__'); import urllib.request as u; print(u.urlopen(sys.argv[1]).status)"
+    for allowed, words in ((outside, "private address refused"), (None, "200")):
+        environment = os.environ | {"FETCH_ALLOWED": allowed.base.removeprefix("http://") if allowed else "*"}
+        done = subprocess.run([sys.executable, "-c", script, outside.links(1)[0]], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert words in done.stdout + done.stderr
+        assert len(inside.asked) == (0 if allowed else 1)
+    assert len(outside.asked) == 2
+
+
+@pytest.mark.parametrize("header", ["noai", "noindex", "img2dataset: noai"])
+def test_who_opts_out_is_left_alone(tmp_path, header):
+    site = Site(headers=[("X-Robots-Tag", header)])
+    found = reasons(tmp_path, site.links(2), private_addresses=True)
+    assert found == ["Use of image disallowed by X-Robots-Tag directive"] * 2
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_and_resumed(tmp_path, signal_):
+    """In the middle: nothing goes on downloading. The second run fetches only what was not finished, and gives the same artifact."""
+    site = Site(delay=0.05)
+    table = captions(tmp_path / "c.parquet", site.links(120))
+    text = (ROOT / "params.yaml").read_text().replace("shard_rows: 1000", "shard_rows: 20").replace("pictures: pictures.zip", "pictures: null").replace("private_addresses: false", "private_addresses: true")
     (tmp_path / "params.yaml").write_text(text)
     command = [sys.executable, "stages/download.py", "--params", tmp_path / "params.yaml", "--captions", table, "--out", tmp_path / "shards"]
     environment = os.environ | {"DOWNLOAD_PROCESSES": "1", "DOWNLOAD_THREADS": "2"}
-    child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     work = None
     deadline = time.time() + 120
     while time.time() < deadline and not (work and len(list(work.glob("raw/*_stats.json"))) >= 2):
         time.sleep(0.05)
         work = next(iter((tmp_path / ".partial").glob("shards-*")), None)
-    os.killpg(child.pid, signal.SIGTERM)
-    assert child.wait() == 130
-    time.sleep(0.5)  # requests under way when the downloader died still reach the server's log
+    child.send_signal(signal_)
+    assert child.wait() == (130 if signal_ == signal.SIGTERM else -9)
+    time.sleep(3)  # requests under way when the downloader died still reach the server's log
     finished = [int(p.name.split("_")[0]) for p in work.glob("raw/*_stats.json")]
-    before = len(asked)
+    before = len(site.asked)
+    time.sleep(1)
+    assert len(site.asked) == before
     assert not (tmp_path / "shards").exists() and 2 <= len(finished) < 6
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    server.shutdown()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    site.shutdown()
     assert done.returncode == 0, done.stderr
-    again = {int(path[1:-4]) // 20 for path in asked[before:]}
+    again = {int(path[1:-4]) // 20 for path in site.asked[before:]}
     assert again == set(range(6)) - set(finished)
     assert len(read_table(tmp_path / "shards" / "fetched.parquet", FETCHED)) == 120
     assert sum(1 for s in sorted((tmp_path / "shards").glob("*.tar")) for _ in read_pictures(s)) == 120

@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import read_table, replacing, write_table
 from pipeline.errors import InputError
+from pipeline.pairs.fetch import ALLOWED
 from pipeline.pairs.local_site import serve
 from pipeline.pairs.params import Download
 from pipeline.pairs.schemas import CAPTIONS, FETCHED
 
+ROOT = Path(__file__).resolve().parents[2]
 REFUSED = "not a http(s) URL"
 
 
@@ -37,7 +39,7 @@ def _absolute(url: str, base: str | None) -> str | None:
     return None
 
 
-def _run_img2dataset(links: Path, raw: Path, settings: Download, processes: int, threads: int, shards: int, progress) -> None:
+def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, processes: int, threads: int, shards: int, progress) -> None:
     """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all links fail."""
     options = {
         "url_list": links, "input_format": "parquet", "url_col": "url", "caption_col": "caption",
@@ -45,12 +47,13 @@ def _run_img2dataset(links: Path, raw: Path, settings: Download, processes: int,
         "number_sample_per_shard": settings.shard_rows, "image_size": settings.image_size,
         "resize_mode": "keep_ratio", "resize_only_if_bigger": True, "skip_reencode": True, "extract_exif": False,
         "timeout": settings.timeout, "retries": settings.retries, "processes_count": processes, "thread_count": threads,
+        "user_agent_token": "img2dataset",  # pages that refuse it by name are left alone, like those that refuse all
         "enable_wandb": False, "incremental_mode": "incremental",
     }
-    command = [sys.executable, "-m", "img2dataset.main", *(f"--{k}={v}" for k, v in options.items())]
+    command = [sys.executable, "-m", "pipeline.pairs.fetch", *(f"--{k}={v}" for k, v in options.items())]
     log = raw.parent / "img2dataset.log"
     with open(log, "ab") as output:
-        child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=ROOT, env=os.environ | {ALLOWED: allowed})
         try:
             with progress(None, "downloading shards", total=shards) as bar:
                 while True:
@@ -115,7 +118,9 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
         links = table.filter(pc.is_valid(table["asked"])).select(["asked", "caption", "key"]).rename_columns(["url", "caption", "pair_key"])
         pq.write_table(links, work / "links.parquet")
         shards = -(-len(links) // settings.shard_rows)
-        _run_img2dataset(work / "links.parquet", raw, settings, processes, threads, shards, progress)
+        # A folder or zip of one's own comes over loopback; nothing else there may be asked, unless the parameter says so.
+        allowed = "*" if settings.private_addresses else urlsplit(base).netloc if base else ""
+        _run_img2dataset((work / "links.parquet").absolute(), raw.absolute(), settings, allowed, processes, threads, shards, progress)
 
     parts = sorted(p.with_suffix(".tar") for p in raw.glob("*.parquet"))
     with ProcessPoolExecutor(processes) as pool:

@@ -19,6 +19,7 @@ class Download(Section):
     shard_rows: Annotated[int, Field(ge=2)]  # links per shard
     timeout: Count  # seconds per request
     retries: Annotated[int, Field(ge=0)]
+    private_addresses: bool  # ask hosts on loopback and private networks too; no, where strangers wrote the links
     min_success: Share  # below this share of fetched pictures the stage fails
 
 

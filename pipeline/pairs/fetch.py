@@ -1,0 +1,70 @@
+"""img2dataset in a process of its own that asks no private address, and ends when the stage that started it ends.
+
+    python -m pipeline.pairs.fetch --url_list=…   (img2dataset's options)
+
+img2dataset starts its workers anew, and each imports this module before it fetches anything. What is
+allowed comes in the environment: FETCH_ALLOWED is "*" or host:port pairs with spaces between them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import threading
+import time
+import urllib.request
+from urllib.parse import urlsplit
+
+ALLOWED = "FETCH_ALLOWED"
+LOOK_EVERY = 0.5  # seconds
+REFUSED = "private address refused"
+
+
+def is_private(address: str) -> bool:
+    """Loopback, link-local and every other address that is not of the public internet."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return not (getattr(found, "ipv4_mapped", None) or found).is_global
+
+
+def refuse_private_addresses(allowed: set[str]) -> None:
+    """From now on, names of this process that lead to private addresses cannot be resolved; `allowed` ones (host:port) can.
+
+    Every connection of urllib resolves its host, after a redirect too, and connects to the very address
+    that was looked at.
+    """
+    resolve = socket.getaddrinfo
+
+    def guarded(host, port, *rest, **options):
+        found = resolve(host, port, *rest, **options)
+        if f"{host}:{port}" in allowed:
+            return found
+        public = [entry for entry in found if not is_private(entry[4][0])]
+        if not public:
+            raise OSError(REFUSED)
+        return public
+
+    socket.getaddrinfo = guarded
+
+
+def end_with(parent: int) -> None:
+    """Ends this process as soon as its parent is another one: a killed stage leaves no downloads behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ in ("__main__", "__mp_main__"):  # the second is its name in the workers
+    end_with(os.getppid())
+    if (names := os.environ[ALLOWED]) != "*":
+        proxies = {urlsplit(url).netloc.rpartition("@")[2] for url in urllib.request.getproxies().values()}
+        refuse_private_addresses(set(names.split()) | proxies)
+
+if __name__ == "__main__":
+    from img2dataset.main import main
+
+    main()
