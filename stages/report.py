@@ -55,7 +55,7 @@ def main():
     cli = parser(__doc__)
     for name, what in {
         "pairs": "Parquet: one row per caption", "shards": "folder of picture shards", "kept": "Parquet: reason of every rejection",
-        "topics": "Parquet: map place per pair", "clusters": "Parquet: topic per pair", "labels": "Parquet: name and words per topic", "domains": "Parquet: domain per pair",
+        "topics": "Parquet: map place and membership strength per pair", "clusters": "Parquet: topic per pair", "labels": "Parquet: name and words per topic", "domains": "Parquet: domain per pair",
         "starts": "folder of starts by method", "benchmarks": "folder of benchmarks", "scores": "folder of scores by benchmark and method",
         "out": "folder for report.html, results.csv and epochs-<half>.csv",
     }.items():
@@ -68,7 +68,7 @@ def main():
 
     pairs = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "status", "shard"]))
     kept = pl.from_arrow(read_table(args.kept, KEPT))
-    places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "x", "y"]))
+    places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "strength", "x", "y"]))
     topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).join(places, on="key", validate="1:1")
     labels = pl.from_arrow(read_table(args.labels, LABELS))
     domains = pl.from_arrow(read_table(args.domains, DOMAINS))
@@ -95,8 +95,8 @@ def main():
         "histogram": figure_html(figures.score_histogram(scores, judged, least_score(scores, p.filter)), "scores"),
         "map": figure_html(figures.topic_map(points, name_of), "topic-map"),
         "map_note": f"One dot per kept caption ({len(points):,} shown), near to those that say similar things; {outliers:,} are in no topic.",
-        "cards": topic_cards(labels, domains, kept, pairs, args.shards, topics=p.report.topics, per_domain=p.report.pictures_per_domain),
-        "topic_count": len(labels),
+        "cards": topic_cards(labels, domains, kept.join(places, on="key"), pairs, args.shards, topics=p.report.topics, per_domain=p.report.pictures_per_domain),
+        "topics": labels.sort("size", "topic", descending=[True, False]).select("name", "size", "words").to_dicts(),
         "meta_curves": [{
             "title": titles[m], "figure": figure_html(figures.meta_curve(curve), f"meta-{m}"),
             "agreement": figure_html(figures.agreement_curve({titles[m]: [curve]}), f"agreement-{m}"),

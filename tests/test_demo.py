@@ -175,6 +175,7 @@ def test_the_report_needs_nothing_beside_it(demo):
     page = Links()
     page.feed(html)
     assert page.outside == [] and page.pictures > 300
+    assert html.count("<tr data-words=") == metrics(demo, "label")["named"]  # every topic can be found, those without pictures too
     for words in ("Base-to-new", "CoOp + GRAM", "Topic map", "kept by the filter", "average"):
         assert words in html
 

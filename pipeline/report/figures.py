@@ -39,10 +39,12 @@ def funnel(counts: dict[str, int]) -> go.Figure:
 
 
 def score_histogram(scores: np.ndarray, judged: np.ndarray, floor: float) -> go.Figure:
-    """Match scores of the pairs that the mismatch rule judged, and where it cuts."""
+    """Match scores of the pairs that the mismatch rule judged, where it cuts, and what share any other threshold would keep."""
     heights, edges = np.histogram(scores[judged], bins=60)
     bars = go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=heights, width=np.diff(edges), marker_color=[COLOURS[1] if e < floor else COLOURS[2] for e in edges[1:]])
-    figure = _styled(go.Figure(bars), 280, xaxis_title="match score of picture and caption", yaxis_title="pairs", bargap=0.05)
+    share = go.Scatter(x=edges, y=np.r_[1.0, 1 - heights.cumsum() / heights.sum()], yaxis="y2", mode="lines", name="kept from here on", line=dict(color=MUTED, width=1.5), hovertemplate="%{y:.1%}")
+    figure = _styled(go.Figure([bars, share]), 280, xaxis_title="match score of picture and caption", yaxis_title="pairs", bargap=0.05, showlegend=False)
+    figure.update_layout(margin_r=64, yaxis2=dict(title="share kept", overlaying="y", side="right", tickformat=".0%", dtick=0.25, range=[0, 1.05], showgrid=False))
     figure.add_vline(x=floor, line_color=INK, line_dash="dot", annotation_text=f"threshold {floor:.3f}", annotation_position="top left")
     return figure
 

@@ -15,10 +15,10 @@ def as_data_url(picture: bytes) -> str:
 
 
 def topic_cards(labels: pl.DataFrame, domains: pl.DataFrame, kept: pl.DataFrame, pairs: pl.DataFrame, shards: Path, *, topics: int, per_domain: int) -> list[dict]:
-    """The largest topics: name, size, words, captions, and `per_domain` pictures of each domain as data URLs.
+    """The largest topics: name, size, words, their most central captions, and `per_domain` pictures of each domain as data URLs.
 
     Args:
-        labels: topic, name, size, words; domains: key, topic, domain; kept: key, caption; pairs: key, shard.
+        labels: topic, name, size, words; domains: key, topic, domain; kept: key, caption, strength; pairs: key, shard.
     """
     shown = labels.sort("size", "topic", descending=[True, False]).head(topics)
     picked = (
@@ -28,7 +28,8 @@ def topic_cards(labels: pl.DataFrame, domains: pl.DataFrame, kept: pl.DataFrame,
     wanted = set(picked["key"].explode())
     holding = pairs.filter(pl.col("key").is_in(wanted))["shard"].unique().sort()
     pictures = {k: as_data_url(c) for s in holding for k, c in read_pictures(shards / s) if k in wanted}
-    captions = domains.join(kept, on="key").sort("key").group_by("topic").agg(pl.col("caption").head(3))
+    central = domains.join(kept, on="key").unique(["topic", "caption"]).sort(["strength", "key"], descending=[True, False])
+    captions = central.group_by("topic").agg(pl.col("caption").head(3))
     examples = dict(captions.iter_rows())
     cards = []
     for topic, name, size, words in shown.select("topic", "name", "size", "words").iter_rows():
