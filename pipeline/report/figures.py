@@ -11,6 +11,7 @@ COLOURS = ["#8a94a0", "#d1662b", "#1f6fb4", "#3c8d53", "#8a56ac", "#b8860b"]
 
 
 DASHES = ["solid", "dot", "dash"]
+MANY = 6  # lines
 
 
 def _line(number: int) -> dict:
@@ -25,6 +26,8 @@ def _styled(figure: go.Figure, height: int, **layout) -> go.Figure:
     )
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
+    if len(figure.data) > MANY:  # names above the plot would leave it no room
+        figure.update_layout(legend=dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top"), height=max(height, 90 + 20 * len(figure.data)))
     return figure
 
 
@@ -126,5 +129,6 @@ def runs_by_method(runs: pl.DataFrame, titles: dict[str, str], figure_of: str) -
         figure.add_scatter(x=y, y=[title] * len(y), mode="markers", marker=dict(color=COLOURS[2], size=8, opacity=0.6), showlegend=False, hovertemplate="%{x:.2f}<extra></extra>")
         figure.add_scatter(x=[y.mean()], y=[title], mode="markers", marker=dict(symbol="line-ns", size=18, line=dict(width=3, color=COLOURS[1])), showlegend=False, hovertemplate="mean %{x:.2f}<extra></extra>")
     figure = _styled(figure, 80 + 28 * len(titles), xaxis_title=f"{figure_of} (%)")
-    figure.update_layout(margin_l=190, margin_t=10, yaxis_autorange="reversed")
+    figure.update_yaxes(automargin=True, autorange="reversed")
+    figure.update_layout(margin_t=10, height=80 + 28 * len(titles))
     return figure
