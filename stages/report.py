@@ -70,7 +70,7 @@ def main():
     kept = pl.from_arrow(read_table(args.kept, KEPT))
     places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "strength", "x", "y"]))
     topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).join(places, on="key", validate="1:1")
-    labels = pl.from_arrow(read_table(args.labels, LABELS))
+    labels = pl.from_arrow(read_table(args.labels, LABELS)).sort("size", "topic", descending=[True, False])  # the largest first
     domains = pl.from_arrow(read_table(args.domains, DOMAINS))
     counts = {
         "captions": len(pairs), "whole pictures": int((pairs["status"] == "success").sum()), "kept by the filter": int(kept["kept"].sum()),
@@ -96,7 +96,7 @@ def main():
         "map": figure_html(figures.topic_map(points, name_of), "topic-map"),
         "map_note": f"One dot per kept caption ({len(points):,} shown), near to those that say similar things; {outliers:,} are in no topic.",
         "cards": topic_cards(labels, domains, kept.join(places, on="key"), pairs, args.shards, topics=p.report.topics, per_domain=p.report.pictures_per_domain),
-        "topics": labels.sort("size", "topic", descending=[True, False]).select("name", "size", "words").to_dicts(),
+        "topics": labels.select("name", "size", "words").to_dicts(),
         "meta_curves": [{
             "title": titles[m], "figure": figure_html(figures.meta_curve(curve), f"meta-{m}"),
             "agreement": figure_html(figures.agreement_curve({titles[m]: [curve]}), f"agreement-{m}"),

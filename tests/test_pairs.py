@@ -157,7 +157,7 @@ def reasons(tmp_path, urls, **changes):
 
 
 def test_private_addresses_are_not_asked(tmp_path):
-    """Whatever the name that leads there; nor after a redirect, from where the server itself may be asked."""
+    """Whatever the name that leads there."""
     site = Site()
     port = site.server_address[1]
     urls = [f"http://{host}:{port}/1.jpg" for host in ("127.0.0.1", "localhost", "[::1]", "2130706433", "0.0.0.0", "169.254.169.254", "10.0.0.1")]

@@ -10,6 +10,12 @@ from pipeline.errors import InputError
 PROBES = 1000  # rows that the recall is measured on
 
 
+def exact_index(vectors: np.ndarray) -> faiss.Index:
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return index
+
+
 def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tuple[faiss.Index, float]:
     """An inverted file over (n, d) normalised rows that looks into as few cells as reach the recall.
 
@@ -24,9 +30,7 @@ def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tup
     index.train(vectors)
     index.add(vectors)
     probes = vectors[np.random.default_rng(seed).choice(n, min(PROBES, n), replace=False)]
-    exact = faiss.IndexFlatIP(d)
-    exact.add(vectors)
-    true = exact.search(probes, count)[1]
+    true = exact_index(vectors).search(probes, count)[1]
     index.nprobe = 1
     while True:
         found = index.search(probes, count)[1]
@@ -42,9 +46,7 @@ def search_index(vectors: np.ndarray, count: int, exact_up_to: int, recall: floa
     """An index over (n, d) normalised rows, and its recall: exact (1.0) up to `exact_up_to` rows."""
     if len(vectors) > exact_up_to:
         return cell_index(vectors, count, recall, seed)
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return index, 1.0
+    return exact_index(vectors), 1.0
 
 
 def neighbour_graph(index: faiss.Index, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

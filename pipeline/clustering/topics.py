@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 
+import faiss
 import numpy as np
 
 with warnings.catch_warnings():
@@ -49,10 +50,9 @@ def advance(bar, label: str) -> None:
     bar.set_description(label)
 
 
-def cluster(vectors: np.ndarray, settings: Topics, seed: int, progress) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
-    """`find_topics` without outlier policy or sampling."""
+def cluster(vectors: np.ndarray, index: faiss.Index, settings: Topics, seed: int, progress) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """(n,) topic, (n,) strength, (n, 2) place and validity, without outlier policy or sampling; `index` holds the vectors."""
     steps = progress(None, "neighbours", total=4)
-    index, recall = search_index(vectors, settings.neighbours, settings.exact_up_to, settings.recall, seed)
     graph = neighbour_graph(index, vectors, settings.neighbours)
     advance(steps, "reducing")
     reduced = reduce(vectors, graph, settings.components, settings.min_dist, seed)
@@ -69,7 +69,7 @@ def cluster(vectors: np.ndarray, settings: Topics, seed: int, progress) -> tuple
     advance(steps, "mapping")
     place = reduce(vectors, graph, 2, 0.5, seed)  # looser than the clustering: dots side by side
     steps.close()
-    return clusterer.labels_, clusterer.probabilities_, place, {"recall": round(recall, 4), "validity": round(float(clusterer.relative_validity_), 4)}
+    return clusterer.labels_, clusterer.probabilities_, place, float(clusterer.relative_validity_)
 
 
 def find_topics(vectors: np.ndarray, settings: Topics, seed: int, progress) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
@@ -85,16 +85,18 @@ def find_topics(vectors: np.ndarray, settings: Topics, seed: int, progress) -> t
     n = len(vectors)
     if n <= settings.neighbours:
         raise InputError(f"only {n} captions are left to cluster, but 'topics.neighbours' is {settings.neighbours}; lower it, or look why the filter drops so many")
-    if n <= settings.fit_on:
-        topic, strength, place, counts = cluster(vectors, settings, seed, progress)
-    else:
-        fitted = np.sort(np.random.default_rng(seed).choice(n, settings.fit_on, replace=False))
-        topic, strength, place, counts = cluster(vectors[fitted], settings, seed, progress)
-        index, _ = search_index(vectors[fitted], 1, settings.exact_up_to, settings.recall, seed)
+    fitted = np.arange(n) if n <= settings.fit_on else np.sort(np.random.default_rng(seed).choice(n, settings.fit_on, replace=False))
+    sample = vectors if len(fitted) == n else vectors[fitted]
+    index, recall = search_index(sample, settings.neighbours, settings.exact_up_to, settings.recall, seed)
+    topic, strength, place, validity = cluster(sample, index, settings, seed, progress)
+    if len(fitted) < n:
         nearest = index.search(vectors, 1)[1].ravel()  # of a caption of the sample: itself, or its equal
         nearest[fitted] = np.arange(len(fitted))
         topic, strength, place = topic[nearest], strength[nearest], place[nearest]
-    counts |= {"captions": n, "fitted": min(n, settings.fit_on), "topics": int(topic.max()) + 1, "outliers_before": int((topic < 0).sum())}
+    counts = {
+        "recall": round(recall, 4), "validity": round(validity, 4), "captions": n, "fitted": len(fitted),
+        "topics": int(topic.max()) + 1, "outliers_before": int((topic < 0).sum()),
+    }
     if settings.outliers == "nearest":
         topic = join_outliers(vectors, topic, settings.nearest_similarity)
     counts["outliers"] = int((topic < 0).sum())

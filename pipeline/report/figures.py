@@ -11,7 +11,7 @@ COLOURS = ["#8a94a0", "#d1662b", "#1f6fb4", "#3c8d53", "#8a56ac", "#b8860b"]
 
 
 DASHES = ["solid", "dot", "dash"]
-MANY = 6  # lines
+MANY = 6  # names in a legend
 
 
 def _line(number: int) -> dict:
@@ -26,8 +26,9 @@ def _styled(figure: go.Figure, height: int, **layout) -> go.Figure:
     )
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
-    if len(figure.data) > MANY:  # names above the plot would leave it no room
-        figure.update_layout(legend=dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top"), height=max(height, 90 + 20 * len(figure.data)))
+    named = sum(trace.showlegend is not False for trace in figure.data)
+    if named > MANY:  # names above the plot would leave it no room
+        figure.update_layout(legend=dict(orientation="v", x=1.02, xanchor="left", y=1, yanchor="top"), height=max(height, 90 + 20 * named))
     return figure
 
 
@@ -130,5 +131,5 @@ def runs_by_method(runs: pl.DataFrame, titles: dict[str, str], figure_of: str) -
         figure.add_scatter(x=[y.mean()], y=[title], mode="markers", marker=dict(symbol="line-ns", size=18, line=dict(width=3, color=COLOURS[1])), showlegend=False, hovertemplate="mean %{x:.2f}<extra></extra>")
     figure = _styled(figure, 80 + 28 * len(titles), xaxis_title=f"{figure_of} (%)")
     figure.update_yaxes(automargin=True, autorange="reversed")
-    figure.update_layout(margin_t=10, height=80 + 28 * len(titles))
+    figure.update_layout(margin_t=10)
     return figure

@@ -15,12 +15,12 @@ def as_data_url(picture: bytes) -> str:
 
 
 def topic_cards(labels: pl.DataFrame, domains: pl.DataFrame, kept: pl.DataFrame, pairs: pl.DataFrame, shards: Path, *, topics: int, per_domain: int) -> list[dict]:
-    """The largest topics: name, size, words, their most central captions, and `per_domain` pictures of each domain as data URLs.
+    """The first `topics` of the labels: name, size, words, their most central captions, and `per_domain` pictures of each domain as data URLs.
 
     Args:
         labels: topic, name, size, words; domains: key, topic, domain; kept: key, caption, strength; pairs: key, shard.
     """
-    shown = labels.sort("size", "topic", descending=[True, False]).head(topics)
+    shown = labels.head(topics)
     picked = (
         domains.join(shown.select("topic"), on="topic", how="semi").sort("topic", "domain", "key")
         .group_by("topic", "domain", maintain_order=True).agg(pl.col("key").head(per_domain), pl.len())
