@@ -82,7 +82,8 @@ def main():
     judged = kept["reason"].is_in(["", "mismatch"]).to_numpy()
     scores = kept["score"].to_numpy()
     name_of = dict(labels.select("topic", "name").iter_rows())
-    points = topics.sample(min(len(topics), p.report.map_points), seed=p.seed).join(kept.select("key", "caption"), on="key").sort("key")
+    mapped = topics.drop_nulls("x")
+    points = mapped.sample(min(len(mapped), p.report.map_points), seed=p.seed).join(kept.select("key", "caption"), on="key").sort("key")
     outliers = int((topics["topic"] < 0).sum())
     epochs = read_epochs(args.scores, names, titles)
     curves = {m: pl.read_csv(args.starts / m / "curve.csv") for m, method in p.methods.meta.items() if method.algorithm == "gram"}

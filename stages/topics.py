@@ -28,9 +28,10 @@ def main():
     dim = vector_dim(shard_paths(args.sentences)[0], "embedding")
     table = read_shards(args.sentences, sentences_schema(dim)).sort_by("key")
     topic, strength, place, counts = find_topics(from_vectors(table["embedding"]), p.topics, p.seed, progress)
-    columns = [table["key"], topic, strength, place[:, 0], place[:, 1]]
+    x, y = (pa.array(place[:, i], from_pandas=True) for i in (0, 1))  # NaN becomes null: not on the map
+    columns = [table["key"], topic, strength, x, y]
     write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
-    words = f"{counts['topics']} topics of {counts['captions']} captions ({counts['fitted']} clustered, neighbours at recall {counts['recall']:.3f}); {counts['outliers']} outliers, coverage {counts['coverage']:.1%}"
+    words = f"{counts['topics']} topics of {counts['captions']} captions ({counts['fitted']} clustered, neighbours at recall {counts['recall']:.3f}); {counts['outliers']} outliers, coverage {counts['coverage']:.1%}{f", ARI {counts['stability']:.2f} with another seed's" if p.topics.repeats else ''}"
     return words, counts, args.metrics
 
 

@@ -139,22 +139,37 @@ def test_approximate_search_repeats_exactly():
     assert all(np.array_equal(a, b) for a, b in zip(one, other))
 
 
-TOPICS = dict(neighbours=8, exact_up_to=10**6, recall=0.95, fit_on=10**6, components=3, min_dist=0.0, min_cluster_size=15, min_samples=3, selection="eom", outliers="nearest", nearest_similarity=0.5)
+TOPICS = dict(neighbours=8, exact_up_to=10**6, recall=0.95, fit_on=10**6, map_on=10**6, components=3, min_dist=0.0, min_cluster_size=15, min_samples=3, selection="eom", repeats=1, outliers="nearest", nearest_similarity=0.5)
 
 
 def silent(items, label, total=None):
     return tqdm(items, total=total, disable=True)
 
 
-@pytest.mark.parametrize("changes", [{}, {"exact_up_to": 100}, {"fit_on": 400}])
+@pytest.mark.parametrize("changes", [{}, {"exact_up_to": 100}, {"fit_on": 400}, {"map_on": 300}])
 def test_groups_become_topics(changes):
     """Also with an approximate graph, and when all but a sample follow their nearest caption."""
     x, group = groups(12, 60)
     topic, strength, place, counts = find_topics(x, Topics(**TOPICS | changes), 1, silent)
     assert adjusted_rand_score(group, topic) > 0.95
     assert len(strength) == len(place) == len(x) == counts["captions"]
+    assert (~np.isnan(place).any(axis=1)).sum() == changes.get("map_on", 720)
     assert counts["fitted"] == changes.get("fit_on", 720) and counts["topics"] == 12 and counts["coverage"] > 0.98
     assert (counts["recall"] == 1.0) == ("exact_up_to" not in changes) and 0.5 < counts["validity"] <= 1
+    assert 0.95 < counts["stability"] <= 1
+
+
+def test_stability_tells_groups_from_noise():
+    noise = unit(np.random.default_rng(0).normal(size=(720, 32)))
+    settings = Topics(**TOPICS | {"min_cluster_size": 8, "selection": "leaf", "outliers": "drop"})
+    assert find_topics(noise, settings, 1, silent)[3]["stability"] < 0.5
+    assert "stability" not in find_topics(noise, settings.model_copy(update={"repeats": 0}), 1, silent)[3]
+
+
+def test_the_least_size_of_a_topic_counts_the_captions_outside_the_sample_too():
+    x, _ = groups(12, 60)
+    topic, _, _, _ = find_topics(x, Topics(**TOPICS | {"fit_on": 240, "min_cluster_size": 40}), 1, silent)
+    assert topic.max() + 1 == 12  # 20 of each group are in the sample: as they stand, 40 would be too many
 
 
 def test_no_topics_and_too_few_captions():

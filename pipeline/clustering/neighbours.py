@@ -39,7 +39,7 @@ def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tup
             return index, reached
         if index.nprobe == cells:
             raise InputError(f"no approximate search over {n} captions reaches a recall of {recall}; raise 'topics.exact_up_to' or lower 'topics.recall'")
-        index.nprobe = min(2 * index.nprobe, cells)
+        index.nprobe = min(index.nprobe + index.nprobe // 4 + 1, cells)
 
 
 def search_index(vectors: np.ndarray, count: int, exact_up_to: int, recall: float, seed: int) -> tuple[faiss.Index, float]:

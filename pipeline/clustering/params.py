@@ -24,11 +24,13 @@ class Topics(Section):
     exact_up_to: Count  # captions: beyond, neighbours are searched in cells …
     recall: Annotated[float, Field(gt=0, le=1)]  # … as many as find this share of the true neighbours
     fit_on: Count  # captions: beyond, a sample of so many is clustered and the others follow their nearest one
+    map_on: Count  # captions: of more, a sample stands on the report's map
     components: Annotated[int, Field(ge=2)]  # dimensions that HDBSCAN clusters in
     min_dist: Annotated[float, Field(ge=0)]  # how tightly UMAP may pack points
-    min_cluster_size: Annotated[int, Field(ge=2)]  # captions: the least that makes a topic
+    min_cluster_size: Annotated[int, Field(ge=2)]  # captions, of all: the least that makes a topic
     min_samples: Count  # larger: more captions are outliers
     selection: Literal["eom", "leaf"]  # leaf: many fine topics; eom: the most stable ones of any size
+    repeats: Annotated[int, Field(ge=0)]  # clusterings with other seeds, for the stability alone
     outliers: Literal["drop", "nearest"]  # captions outside all topics: leave out, or join the nearest one …
     nearest_similarity: Annotated[float, Field(ge=-1, le=1)]  # … whose centre is at least this similar
 
