@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from pydantic import ValidationError
 from test_benchmarks import folder
 
@@ -111,6 +112,8 @@ def test_a_list_needs_names():
 def written(tmp_path_factory):
     top = tmp_path_factory.mktemp("labelled")
     pictures, backbone = Pictures(folder(top / "pictures", FLAT)), load_backbone(ROOT / "demo" / "backbone")
+    for number, name in enumerate(FLAT):  # no two alike
+        Image.new("RGB", (8, 8), (10 * number, 0, 0)).save(top / "pictures" / name)
     table = read_labelled(pictures, 6, seed=0)
     (top / "out").mkdir()
     write_labelled(table, pictures, backbone, top / "out", lambda x, _: x)
