@@ -130,6 +130,15 @@ def test_shards_hold_features_and_files(written):
     assert labelled_pictures(out)(rows) == [pictures.read(pool.keys[row]) for row in rows]
 
 
+def test_pictures_are_read_from_several_shards(written, tmp_path, monkeypatch):
+    _, pictures, backbone = written
+    monkeypatch.setattr("pipeline.benchmarks.labelled.PER_SHARD", 7)
+    table = read_labelled(pictures, 6, seed=0)
+    write_labelled(table, pictures, backbone, tmp_path, lambda x, _: x)
+    rows = np.random.default_rng(0).permutation(18)[:12]
+    assert labelled_pictures(tmp_path)(rows) == [pictures.read(table["key"][int(row)]) for row in rows] and len(list(tmp_path.iterdir())) == 3
+
+
 def test_shards_that_are_there_stay(written):
     out, pictures, backbone = written
     before = (out / "00000.parquet").stat().st_mtime_ns

@@ -18,7 +18,7 @@ from pipeline.episodes.tasks import Pool, ReadPictures
 from pipeline.errors import InputError
 
 PER_SHARD = 1000  # pictures
-PER_GROUP = 4  # pictures that are read to have one of them
+PER_GROUP = 4  # pictures that are read to have one of them; fewer would make the files' footers long
 SYNSET = re.compile(r"n\d{8}(\s+|$)")
 
 Row = tuple[str, str, str]  # path, class, domain
@@ -111,12 +111,18 @@ def labelled_pictures(folder: Path) -> ReadPictures:
     paths = shard_paths(folder)
     footers = [open_table(path, pa.schema([("picture", pa.binary())])).metadata for path in paths]
 
-    def picture(row: int) -> bytes:
-        shard, row = divmod(row, PER_SHARD)
-        group, row = divmod(row, PER_GROUP)
-        try:
-            return pq.ParquetFile(paths[shard], metadata=footers[shard]).read_row_group(group, columns=["picture"])["picture"][row].as_py()
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{paths[shard]}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
+    def read(rows: np.ndarray) -> list[bytes]:
+        found = {}
+        for shard in np.unique(rows // PER_SHARD):
+            inside = np.unique(rows[rows // PER_SHARD == shard] % PER_SHARD)
+            groups, place = np.unique(inside // PER_GROUP, return_inverse=True)
+            try:
+                column = pq.ParquetFile(paths[shard], metadata=footers[shard]).read_row_groups(groups.tolist(), columns=["picture"])["picture"]
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{paths[shard]}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
+            # Every group but a shard's last is full.
+            pictures = column.take(pa.array(place * PER_GROUP + inside % PER_GROUP)).to_pylist()
+            found |= zip((shard * PER_SHARD + inside).tolist(), pictures)
+        return [found[row] for row in rows.tolist()]
 
-    return lambda rows: [picture(row) for row in rows.tolist()]
+    return read
