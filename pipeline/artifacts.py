@@ -60,6 +60,8 @@ def resumable_folder(out: Path | str, print_of_inputs: str, publish: bool = True
     yield work
     if not publish:
         return
+    for left in work.rglob(".*.tmp"):  # of a run that was killed
+        left.unlink()
     if out.exists():
         shutil.rmtree(out)
     os.replace(work, out)

@@ -7,14 +7,13 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from pipeline.artifacts import read_table, write_table
 from pipeline.clustering.domains import find_domains
 from pipeline.clustering.params import Domains
 from pipeline.clustering.schemas import CLUSTERS, DOMAINS
-from pipeline.pairs.reading import read_features
+from pipeline.pairs.reading import read_image_features
 from pipeline.params import load_params
 from pipeline.stage import parser, progress, run
 
@@ -28,11 +27,8 @@ def main():
     cli.add_argument("--out", type=Path, required=True, help="Parquet: domain per pair inside a topic")
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    keys, image, _ = read_features(args.features)
     topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).filter(pl.col("topic") >= 0)
-    row_of = {key: row for row, key in enumerate(keys)}
-    features = image[np.array([row_of[key] for key in topics["key"]])]
-    domain, counts = find_domains(features, topics["topic"].to_numpy(), p.domains, p.seed, progress)
+    domain, counts = find_domains(read_image_features(args.features, topics["key"]), topics["topic"].to_numpy(), p.domains, p.seed, progress)
     write_table(topics.with_columns(domain=pl.Series(domain)).to_arrow(), args.out, DOMAINS)
     words = f"{counts['domains']} domains in {topics['topic'].n_unique()} topics; {counts['small_domains']} smaller than {p.domains.min_size}; {counts['between_share']:.0%} of the variance lies between domains"
     return words, counts, args.metrics

@@ -2,6 +2,8 @@
 
     python stages/episodes.py --name shifted --domains data/domains.parquet --labels data/labels.parquet \\
         --features data/features --pairs data/pairs.parquet --shards data/shards --out data/episodes/shifted
+
+Speed is set by the environment: EPISODE_THREADS (default: number of cores) shards are written at once.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -14,8 +16,8 @@ from pipeline.artifacts import fingerprint, read_table, resumable_folder
 from pipeline.clustering.schemas import DOMAINS, LABELS
 from pipeline.episodes.params import Episodes, Shots, Ways
 from pipeline.episodes.shards import write_shards
-from pipeline.episodes.tasks import Pool, draw, keys_of
-from pipeline.pairs.reading import read_features, read_pictures
+from pipeline.episodes.tasks import Pool, draw, rows_of
+from pipeline.pairs.reading import locate_pictures, read_image_features
 from pipeline.pairs.schemas import PAIRS
 from pipeline.params import load_params
 from pipeline.stage import parser, progress, run
@@ -44,20 +46,17 @@ def main():
     seed = p.seed if args.seed is None else args.seed
 
     table = pl.from_arrow(read_table(args.domains, DOMAINS)).sort("key")
-    keys = table["key"].to_list()
     names = read_table(args.labels, LABELS)["name"].to_pylist()
-    all_keys, image, _ = read_features(args.features)
-    row_of = {key: row for row, key in enumerate(all_keys)}
-    pool = Pool(table["topic"].to_numpy(), table["domain"].to_numpy(), names, keys, image[[row_of[key] for key in keys]])
+    pool = Pool(table["topic"].to_numpy(), table["domain"].to_numpy(), names, table["key"].to_list(), read_image_features(args.features, table["key"]))
     tasks = draw(pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed)
-    needed = keys_of(tasks, pool)
-    holding = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "shard"])).filter(pl.col("key").is_in(needed))
-    pictures = {k: c for s in sorted(set(holding["shard"])) for k, c in read_pictures(args.shards / s) if k in needed}
+    shown = rows_of(tasks)
+    holding = table.join(pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "shard"])), on="key", how="left", maintain_order="left")
+    pictures = locate_pictures(args.shards, pool.keys, holding["shard"].to_list(), shown, progress)
     with resumable_folder(args.out, fingerprint((p, args.name, seed), args.domains, args.labels, args.features)) as work:
-        write_shards(tasks, pool, pictures, work, progress)
+        write_shards(tasks, pool, pictures.read, work, progress)
     used = len({int(t) for task in tasks for t in task.topics})
-    counts = {"tasks": len(tasks), "topics_used": used, "topics": len(names), "pictures": len(needed)}
-    return f"{args.name}: {len(tasks)} {p.ways}-way tasks from {used} of {len(names)} topics, {len(needed)} pictures", counts, args.metrics
+    counts = {"tasks": len(tasks), "topics_used": used, "topics": len(names), "pictures": len(shown)}
+    return f"{args.name}: {len(tasks)} {p.ways}-way tasks from {used} of {len(names)} topics, {len(shown)} pictures", counts, args.metrics
 
 
 if __name__ == "__main__":

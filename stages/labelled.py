@@ -20,6 +20,8 @@ READS = {
     "seed": ("seed", int),
     "backbone": ("backbone", BackboneParams),
     "path": ("labelled.{name}.path", str),
+    "list": ("labelled.{name}.list", str | None),
+    "names": ("labelled.{name}.names", str | None),
     "per_class": ("labelled.{name}.per_class", Count),
 }
 
@@ -31,7 +33,7 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     pictures = Pictures(p.path)
-    table = read_labelled(pictures, p.per_class, p.seed)
+    table = read_labelled(pictures, p.per_class, p.seed, p.list, p.names)
     backbone = load_backbone(p.backbone.path)
     with resumable_folder(args.out, fingerprint((p, args.name), p.path, p.backbone.path)) as work:
         write_labelled(table, pictures, backbone, work, progress)

@@ -1,6 +1,8 @@
 """Builds meta-training tasks from a labelled dataset: what supervised meta-learning learns from (Table 6, row 4).
 
     python stages/labelled_episodes.py --name supervised --labelled data/labelled/supervised --out data/episodes/supervised
+
+Speed is set by the environment: EPISODE_THREADS (default: number of cores) shards are written at once.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -11,7 +13,7 @@ from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.benchmarks.labelled import labelled_pictures, labelled_pool
 from pipeline.episodes.params import Episodes, Shots, Ways
 from pipeline.episodes.shards import write_shards
-from pipeline.episodes.tasks import draw, keys_of
+from pipeline.episodes.tasks import draw, rows_of
 from pipeline.params import load_params
 from pipeline.stage import parser, progress, run
 
@@ -37,11 +39,10 @@ def main():
     # Without a domain shift, a dataset in one folder per class is enough.
     least_domains = 2 if p.episodes.support == "one_domain" else 1
     tasks = draw(pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed, least_domains=least_domains)
-    pictures = labelled_pictures(args.labelled, keys_of(tasks, pool))
     with resumable_folder(args.out, fingerprint((p, args.name, seed), args.labelled)) as work:
-        write_shards(tasks, pool, pictures, work, progress)
-    counts = {"tasks": len(tasks), "classes": len(pool.names), "pictures": len(pictures)}
-    return f"{args.name}: {len(tasks)} {p.ways}-way tasks from {len(pool.names)} labelled classes, {len(pictures)} pictures", counts, args.metrics
+        write_shards(tasks, pool, labelled_pictures(args.labelled), work, progress)
+    counts = {"tasks": len(tasks), "classes": len(pool.names), "pictures": len(rows_of(tasks))}
+    return f"{args.name}: {len(tasks)} {p.ways}-way tasks from {len(pool.names)} labelled classes, {counts['pictures']} pictures", counts, args.metrics
 
 
 if __name__ == "__main__":

@@ -56,6 +56,10 @@ def test_an_interrupted_folder_is_found_again_only_for_the_same_inputs(tmp_path)
         assert not list(work.iterdir())  # the finished run has cleared what was left
         (work / "part").write_text("done")
     assert (out / "part").read_text() == "done"
+    with resumable_folder(out, fingerprint(3, source)) as work:
+        (work / "part").write_text("done")
+        (work / ".part.123.tmp").write_text("half")  # what a killed run leaves
+    assert [p.name for p in out.iterdir()] == ["part"]
     source.write_text("other")
     assert fingerprint(1, source) != fingerprint(1, tmp_path / "out")
 

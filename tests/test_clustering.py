@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 from scipy import sparse
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 from tqdm import tqdm
 
-from pipeline.clustering.domains import separation, split_topic
+from pipeline.clustering.domains import find_domains, separation, split_topic
 from pipeline.clustering.labels import bertopic_tfidf, cluster_tfidf, coherence, count_words
 from pipeline.clustering.labels import describe_topics as describe_counted
 from pipeline.clustering.neighbours import neighbour_graph, search_index
@@ -186,11 +186,15 @@ def test_outliers_join_the_nearest_topic_only_if_similar():
     assert joined.tolist() == [0, 0, 1, 1, 0, -1]
 
 
+def domains(**changes):
+    return Domains(**(dict(choose="fixed", per_topic=4, min_size=3, iterations=20) | changes))
+
+
 def test_domains_find_separate_groups_and_number_them_by_size():
     rng = np.random.default_rng(0)
     centres = np.eye(3)[:, [0, 1, 2]]
     x = unit(np.concatenate([c + 0.05 * rng.normal(size=(n, 3)) for c, n in zip(centres, (12, 30, 20))]))
-    domain = split_topic(x, Domains(per_topic=3, min_size=3, iterations=20), seed=1)
+    domain = split_topic(x, domains(per_topic=3, min_size=3, iterations=20), seed=1)
     assert [len(set(domain[a:b])) for a, b in ((0, 12), (12, 42), (42, 62))] == [1, 1, 1]
     assert np.bincount(domain).tolist() == [30, 20, 12]
     assert separation(x, domain) > 0.9 > 0.1 > separation(x, np.zeros(62, int))
@@ -199,12 +203,78 @@ def test_domains_find_separate_groups_and_number_them_by_size():
 @pytest.mark.parametrize("count", [1, 2, 5, 7])
 def test_small_topics_get_fewer_domains(count):
     x = unit(np.random.default_rng(count).normal(size=(count, 4)))
-    domain = split_topic(x, Domains(per_topic=4, min_size=3, iterations=5), seed=1)
+    domain = split_topic(x, domains(per_topic=4, min_size=3, iterations=5), seed=1)
     assert len(domain) == count and domain.max() + 1 <= max(1, count // 3)
     assert set(domain) == set(range(domain.max() + 1))
 
 
 def test_domains_repeat_exactly():
     x = unit(np.random.default_rng(5).normal(size=(80, 16)))
-    settings = Domains(per_topic=4, min_size=3, iterations=20)
+    settings = domains(per_topic=4, min_size=3, iterations=20)
     assert (split_topic(x, settings, 7) == split_topic(x, settings, 7)).all()
+
+
+@pytest.mark.parametrize("true", [2, 3, 4])
+def test_silhouette_finds_the_number_of_separate_groups(true):
+    x, group = groups(true, 40)
+    domain = split_topic(x, domains(choose="silhouette", per_topic=6), seed=1)
+    assert adjusted_rand_score(group, domain) == 1
+    assert (domain == split_topic(x, domains(choose="silhouette", per_topic=6), seed=1)).all()
+    assert split_topic(x, domains(per_topic=6), seed=1).max() == 5
+
+
+def test_silhouette_is_scikit_learn_s_and_the_best_of_all():
+    x = unit(np.random.default_rng(2).normal(size=(90, 6)))
+    by_count = [split_topic(x, domains(per_topic=n), seed=1) for n in range(2, 7)]
+    scores = [silhouette_score(x, d, metric="cosine") for d in by_count]
+    assert (split_topic(x, domains(choose="silhouette", per_topic=6), seed=1) == by_count[int(np.argmax(scores))]).all()
+
+
+def test_silhouette_of_a_large_topic_is_measured_on_a_sample(monkeypatch):
+    x, group = groups(2, 60)
+    measured = []
+    monkeypatch.setattr("pipeline.clustering.domains.JUDGED", 50)
+    monkeypatch.setattr("pipeline.clustering.domains.silhouette_score", lambda d, labels, **rest: measured.append(d.shape) or silhouette_score(d, labels, **rest))
+    assert adjusted_rand_score(group, split_topic(x, domains(choose="silhouette"), seed=1)) == 1
+    assert set(measured) == {(50, 50)}
+
+
+@pytest.mark.parametrize("choose", ["fixed", "silhouette"])
+def test_equal_pictures_are_one_domain(choose):
+    x = np.repeat(unit(np.ones((1, 8))), 30, axis=0)
+    assert split_topic(x, domains(choose=choose), seed=1).tolist() == [0] * 30
+    x[:10] = unit(np.eye(8)[:1])  # two different ones cannot fill four domains
+    assert np.bincount(split_topic(x, domains(choose=choose), seed=1)).tolist() == [20, 10]
+
+
+@pytest.mark.parametrize("choose", ["fixed", "silhouette"])
+def test_topics_of_every_size_and_pairs_outside(choose):
+    """One topic or several, some with fewer pictures than U; a pair outside all topics has no domain."""
+    x = unit(np.random.default_rng(3).normal(size=(44, 8))).astype(np.float16)
+    for sizes in ([40], [30, 8, 2]):
+        topic = np.array([-1] * (44 - sum(sizes)) + [t for t, n in enumerate(sizes) for _ in range(n)])
+        domain, counts = find_domains(x, topic, domains(choose=choose), 1, silent)
+        assert (domain[topic < 0] == -1).all() and (domain[topic >= 0] >= 0).all()
+        assert counts["domains"] == sum(len(set(domain[topic == t])) for t in range(len(sizes)))
+        assert 0 <= counts["between_share"] < 1
+        if len(sizes) == 3:
+            assert domain[topic == 2].tolist() == [0, 0] and domain[topic == 1].max() == 1
+
+
+@pytest.mark.parametrize("outside", [0, 5])
+def test_no_topic_to_split_is_explained(outside):
+    with pytest.raises(InputError, match="no pair lies in a topic"):
+        find_domains(np.ones((outside, 4), np.float16), np.full(outside, -1), domains(), 1, silent)
+
+
+@pytest.mark.parametrize("topic, count", [([-1, -1, -1, -1], 0), ([0, 0, -1, 0], 1), ([], 0)])
+def test_names_need_two_topics(topic, count):
+    counted = count_words(["lion cub", "lion", "red bus", "bus"], label())
+    with pytest.raises(InputError, match=f"there are {count} topics, and names tell two or more apart; lower 'topics.min_cluster_size'"):
+        describe_counted(counted, np.array(topic, int), label())
+
+
+@pytest.mark.parametrize("captions, least", [(["a lion", "a bus"], 2), (["a lion"], 3), (["the", "of the"], 1)])
+def test_no_word_to_name_topics_with(captions, least):
+    with pytest.raises(InputError, match=f"no word stands in {least} of {len(captions)} captions.*lower 'label.min_captions'"):
+        count_words(captions, label(min_captions=least))

@@ -1,11 +1,20 @@
 """Tasks: support from one domain, query from all, disjoint, reproducible; shards that read back as written."""
 
+import gc
+import itertools
+import threading
+import time
+
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from pipeline.artifacts import fingerprint, resumable_folder
-from pipeline.episodes.shards import read_episodes, write_shards
+from pipeline.episodes import shards
+from pipeline.episodes.params import Episodes
+from pipeline.episodes.shards import ahead, read_episodes, write_shards
 from pipeline.episodes.tasks import Pool, sample_tasks
+from pipeline.episodes.tasks import draw as draw_from
 from pipeline.errors import InputError
 
 TOPICS, DOMAINS, EACH = 12, 3, 9
@@ -76,36 +85,158 @@ def test_too_few_topics_say_what_to_lower(pool):
         draw(pool, shots=10)
 
 
+def test_too_few_topics_to_draw_from():
+    settings = Episodes(support="one_domain", tasks=3, confusable=0.5)
+    for names in ([], ["lion"]):
+        pool = Pool(np.zeros(8 * len(names), int), np.zeros(8 * len(names), int), names, [], np.zeros((8 * len(names), 4), np.float16))
+        with pytest.raises(InputError, match=f"only {len(names)} topics, but 'ways' is 2; lower 'ways', or make more topics"):
+            draw_from(pool, settings, ways=2, shots=1, queries=1, seed=0)
+
+
+def silent(items, label, total=None):
+    return tqdm(items, total=total, disable=True)
+
+
 @pytest.fixture
-def written(pool, tmp_path):
+def drawn(pool):
+    """A pool, its pictures by row, and seven tasks."""
     topic, domain, _ = pool
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(len(topic), 8)).astype(np.float16).astype(np.float32)
+    features = np.random.default_rng(1).normal(size=(len(topic), 8)).astype(np.float16)
     keys = [f"k{i:04d}" for i in range(len(topic))]
-    pictures = {k: f"jpeg of {k}".encode() for k in keys}
-    names = [f"name {t}" for t in range(TOPICS)]
-    tasks = draw(pool, tasks=7)
-
-    with resumable_folder(tmp_path / "shifted", fingerprint("x")) as work:
-        write_shards(tasks, Pool(topic, domain, names, keys, features), pictures, work, lambda x, _: x)
-    return tmp_path / "shifted", tasks, features, names
+    return Pool(topic, domain, [f"name {t}" for t in range(TOPICS)], keys, features), [f"jpeg of {k}".encode() * 20 for k in keys], draw(pool, tasks=7)
 
 
-def test_shards_read_back_as_written(written):
-    folder, tasks, features, names = written
-    episodes = list(read_episodes(folder))
+def write(drawn, out, read=None):
+    whole, pictures, tasks = drawn
+    with resumable_folder(out, fingerprint("x")) as work:
+        write_shards(tasks, whole, read or (lambda rows: [pictures[r] for r in rows]), work, silent)
+    return out
+
+
+@pytest.fixture
+def written(drawn, tmp_path):
+    return write(drawn, tmp_path / "shifted")
+
+
+def test_shards_read_back_as_written(written, drawn):
+    whole, pictures, tasks = drawn
+    episodes = list(read_episodes(written, pictures=True))
     assert [e.number for e in episodes] == list(range(7))
     for episode, task in zip(episodes, tasks):
-        assert episode.names == tuple(names[t] for t in task.topics)
-        assert np.array_equal(episode.support, features[task.support.ravel()])
-        assert np.array_equal(episode.query, features[task.query.ravel()])
+        assert episode.names == tuple(whole.names[t] for t in task.topics)
+        assert np.array_equal(episode.support, whole.features[task.support.ravel()])
+        assert np.array_equal(episode.query, whole.features[task.query.ravel()])
         assert episode.support_labels.tolist() == [k for k in range(5) for _ in range(4)]
         assert episode.query_labels.tolist() == [k for k in range(5) for _ in range(6)]
+        assert episode.query_pictures == tuple(pictures[r] for r in task.query.ravel())
 
 
-def test_a_truncated_shard_is_named(written):
-    folder = written[0]
-    shard = folder / "00000.parquet"
-    shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(InputError, match="00000.parquet.*delete it and run `dvc repro` again"):
-        list(read_episodes(folder))
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2.5 * 50 * (8 * 2 + 13 * 20))  # two and a half of these tasks
+
+
+def test_any_number_of_threads_writes_the_same_bytes(drawn, tmp_path, monkeypatch, small_shards):
+    sizes = []
+
+    def slowly(rows):  # the first shards last longest, so that threads overtake each other
+        sizes.append(len(rows))
+        time.sleep(0.02 if len(sizes) < 20 else 0)
+        return [drawn[1][r] for r in rows]
+
+    found = []
+    for threads in (1, 2, 5):
+        monkeypatch.setenv("EPISODE_THREADS", str(threads))
+        found.append(contents(write(drawn, tmp_path / str(threads), slowly)))
+    assert sorted(found[0]) == [f"{i:05d}.parquet" for i in range(4)]
+    assert found[0] == found[1] == found[2]
+    assert set(sizes) == {50}  # one task's pictures at a time, whatever the number of tasks
+
+
+def test_writing_goes_on_where_it_was_cut_off(drawn, tmp_path, monkeypatch, small_shards):
+    monkeypatch.setenv("EPISODE_THREADS", "2")
+    expected = contents(write(drawn, tmp_path / "whole"))
+    asked = []
+
+    def read(rows, fails=False):
+        asked.append(tuple(rows))
+        if fails and tuple(rows) == tuple(drawn[2][4].rows) and asked.count(asked[-1]) == 2:  # the first time it is only sized
+            raise InputError("00002.tar: it ends inside a picture")
+        return [drawn[1][r] for r in rows]
+
+    with pytest.raises(InputError, match="00002.tar"):
+        write(drawn, tmp_path / "cut", lambda rows: read(rows, fails=True))
+    assert not (tmp_path / "cut").exists()
+    done = {p.name for p in (tmp_path / ".partial").glob("cut-*/*")}
+    assert {"00000.parquet", "00001.parquet"} <= done and "00002.parquet" not in done
+    asked.clear()
+    assert contents(write(drawn, tmp_path / "cut", read)) == expected
+    assert [asked.count(tuple(task.rows)) for task in drawn[2][:6]] == [1, 1, 1, 1, 2, 2]  # each is sized; shards that are there are not made again
+
+
+def test_a_shard_cut_at_any_byte_is_named(written):
+    shard = written / "00000.parquet"
+    whole = shard.read_bytes()
+    for cut in itertools.chain(range(0, len(whole), 61), range(len(whole) - 20, len(whole))):
+        shard.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match="00000.parquet.*delete it and run `dvc repro` again"):
+            list(read_episodes(written))
+
+
+def test_a_damaged_shard_is_named_or_read(written):
+    """Bytes that were lost inside: never another error."""
+    shard, named = written / "00000.parquet", 0
+    whole = shard.read_bytes()
+    for at in range(0, len(whole) - 64, 197):
+        shard.write_bytes(whole[:at] + bytes(64) + whole[at + 64 :])
+        try:
+            list(read_episodes(written, pictures=True))
+        except InputError as error:
+            named += 1
+            assert "00000.parquet" in str(error) and "delete it" in str(error)
+    assert named > 10
+
+
+def test_ahead_keeps_the_order_and_its_bound():
+    made = []
+    items = (made.append(i) or i for i in range(20))
+    for item in ahead(items, 3):
+        time.sleep(0.002)
+        assert len(made) <= item + 4
+        if item == 0:
+            time.sleep(0.05)
+            assert made == [0, 1, 2, 3]  # three more are ready
+    assert made == list(range(20))
+    assert list(ahead(iter([]), 3)) == []
+
+
+def test_ahead_raises_in_the_item_s_place_and_ends_its_thread(written):
+    def failing():
+        yield from read_episodes(written)
+        raise InputError("00001.parquet: damaged")
+
+    before, seen = threading.active_count(), []
+    with pytest.raises(InputError, match="00001.parquet: damaged"):
+        for episode in ahead(failing(), 4):
+            seen.append(episode.number)
+    assert seen == list(range(7)) and threading.active_count() == before
+
+
+def test_a_reader_that_stops_early_leaves_nothing_behind(written):
+    closed = []
+
+    def items():
+        try:
+            yield from itertools.cycle(read_episodes(written))
+        finally:
+            closed.append(True)
+
+    before = threading.active_count()
+    for _ in itertools.islice(ahead(items(), 4), 2):
+        pass
+    gc.collect()
+    assert threading.active_count() == before and closed == [True]

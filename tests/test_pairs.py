@@ -12,21 +12,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 from conftest import ROOT
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.artifacts import read_table, write_table
+from pipeline.artifacts import read_table, to_vectors, write_table
 from pipeline.errors import InputError
 from pipeline.pairs.download import download
 from pipeline.pairs.index import index_pairs
 from pipeline.pairs.local_site import serve
 from pipeline.pairs.noise import least_score, match_scores, mixture_crossing, near_duplicates
 from pipeline.pairs.params import Download, Filter
-from pipeline.pairs.reading import read_pictures
-from pipeline.pairs.schemas import CAPTIONS, FETCHED
+from pipeline.pairs.reading import locate_pictures, read_image_features, read_pictures
+from pipeline.pairs.schemas import CAPTIONS, FETCHED, features_schema
 
 def QUIET(items, label, total=None):
     return tqdm(items, total=total, disable=True)
@@ -88,6 +89,50 @@ def test_pictures_arrive_unchanged_and_in_key_order(fetched):
     shard = list(read_pictures(fetched[0] / "one" / "00001.tar"))
     assert [k for k, _ in shard] == [f"k{i:03d}" for i in range(20, 40)]
     assert shard[3][1] == jpeg(23)
+
+
+def holding(numbers):
+    return [f"k{i:03d}" for i in numbers], [f"{i // 20:05d}.tar" for i in numbers]
+
+
+def test_pictures_are_found_by_the_headers_alone(fetched):
+    keys, names = holding(range(44))
+    rows = np.array([3, 39, 20, 43])
+    found = locate_pictures(fetched[0] / "one", keys, names, rows, QUIET)
+    assert found.read(rows) == [jpeg(i) for i in rows]
+    assert np.flatnonzero(found.offset >= 0).tolist() == sorted(rows) and found.size[20] == len(jpeg(20))
+
+
+def test_pictures_that_cannot_be_found(fetched, tmp_path):
+    keys, names = holding(range(60))
+    with pytest.raises(InputError, match="00002.tar: holds no picture 'k050.jpg'"):
+        locate_pictures(fetched[0] / "one", keys, names, np.array([0, 50]), QUIET)
+    with pytest.raises(InputError, match="00000.tar: missing"):
+        locate_pictures(tmp_path, keys, names, np.array([0]), QUIET)
+    with pytest.raises(InputError, match="names no file for picture 'k001'"):
+        locate_pictures(tmp_path, keys, [None] * 60, np.array([1]), QUIET)
+    whole = (fetched[0] / "one" / "00000.tar").read_bytes()
+    (tmp_path / "00000.tar").write_bytes(whole)
+    found = locate_pictures(tmp_path, keys, names, np.arange(20), QUIET)
+    end = int(found.offset[19] + found.size[19])
+    for cut in (0, 100, 700, *range(1000, end, 1500), end - 1):
+        (tmp_path / "00000.tar").write_bytes(whole[:cut])
+        with pytest.raises(InputError, match="00000.tar: (not a complete tar file|holds no picture)"):
+            locate_pictures(tmp_path, keys, names, np.arange(20), QUIET)
+        with pytest.raises(InputError, match="00000.tar: not a complete tar file"):  # cut after it was looked into
+            found.read(np.arange(20))
+
+
+def test_image_features_come_in_the_order_of_the_keys(tmp_path):
+    values = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float16)
+    keys, schema = [f"k{i}" for i in range(9)], features_schema(4)
+    for shard, rows in enumerate((range(0, 4), range(4, 9))):
+        vectors = to_vectors(values[list(rows)])
+        write_table(pa.table([[keys[i] for i in rows], vectors, vectors], schema=schema), tmp_path / f"{shard:05d}.parquet", schema)
+    found = read_image_features(tmp_path, pl.Series(["k7", "k0", "k4"]))
+    assert found.dtype == np.float16 and np.array_equal(found, values[[7, 0, 4]])
+    with pytest.raises(InputError, match="holds no features of pair 'k9'"):
+        read_image_features(tmp_path, pl.Series(["k7", "k9"]))
 
 
 def test_a_server_that_is_down(tmp_path):

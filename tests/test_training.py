@@ -165,6 +165,24 @@ def test_the_towers_run_in_one_thread_only(backbone, episodes, tmp_path, monkeyp
     assert set(threads) == {threading.main_thread()}
 
 
+@pytest.mark.parametrize("prompt", ["coop", "vpt"])
+def test_episodes_are_read_in_threads_that_end(backbone, episodes, tmp_path, monkeypatch, prompt):
+    threads = set()
+    for name in ("read_episodes", "shown"):
+        call = getattr(loop, name)
+        monkeypatch.setattr(loop, name, lambda *args, call=call: threads.add(threading.current_thread()) or call(*args))
+    train(METHODS[prompt](backbone), episodes, tmp_path, steps=2, batch=2)
+    assert len(threads) == 1 and threading.main_thread() not in threads
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+
+
+def test_a_shard_that_is_cut_off_stops_training_by_its_name(method, tmp_path):
+    shard = write_episodes(tmp_path) / "00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(InputError, match="00000.parquet: not a complete Parquet file"):
+        train(method, tmp_path, tmp_path, steps=2)
+
+
 HARD_KILL = """
 import sys
 from pathlib import Path

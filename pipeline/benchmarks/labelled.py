@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipeline.artifacts import from_vectors, read_shards, shard_paths, to_vectors, vector_dim, write_table
+from pipeline.artifacts import from_vectors, open_table, read_shards, shard_paths, to_vectors, vector_dim, write_table
 from pipeline.benchmarks.reader import Pictures
 from pipeline.benchmarks.schemas import labelled_schema
 from pipeline.clip.backbone import Backbone, image_features, open_picture
-from pipeline.episodes.tasks import Pool
+from pipeline.episodes.tasks import Pool, ReadPictures
 from pipeline.errors import InputError
 
 PER_SHARD = 1000  # pictures
+PER_GROUP = 4  # pictures that are read to have one of them; fewer would make the files' footers long
+SYNSET = re.compile(r"n\d{8}(\s+|$)")
+
+Row = tuple[str, str, str]  # path, class, domain
 
 
-def read_labelled(pictures: Pictures, per_class: int, seed: int) -> pl.DataFrame:
-    """`[train/][<domain>/]<class>/<picture>` → key (the path), topic, name, domain of up to `per_class` pictures a class, in path order.
-
-    Where there is a train/, the rest (a test part) is left alone. Topics and domains number the names in
-    sorted order; `_` in a folder's name is a space in the class's.
-
-    Raises InputError for another layout, or for no pictures.
-    """
+def by_folder(pictures: Pictures) -> list[Row]:
+    """`[train/][<domain>/]<class>/<picture>`; where there is a train/, the rest (a test part) is left alone. `_` in a folder's name is a space in the class's."""
     train = [name for name in pictures.names if name.startswith("train/")]
     rows = []
     for name in train or pictures.names:
@@ -33,8 +33,51 @@ def read_labelled(pictures: Pictures, per_class: int, seed: int) -> pl.DataFrame
         if len(parts) not in (2, 3):
             raise InputError(f"{pictures.path}: '{name}' does not fit [train/][<domain>/]<class>/<picture>; sort the pictures into that layout")
         rows.append((name, parts[-2].replace("_", " "), parts[0] if len(parts) == 3 else ""))
+    return rows
+
+
+def _lines(pictures: Pictures, name: str) -> list[str]:
+    try:
+        return pictures.read(name).decode("utf-8", "replace").splitlines()
+    except (KeyError, OSError):
+        raise InputError(f"{pictures.path}: there is no file '{name}' in it; 'list' and 'names' of an entry of 'labelled' are relative to its 'path'") from None
+
+
+def by_list(pictures: Pictures, list_file: str, names_file: str) -> list[Row]:
+    """WebVision's layout: a list of lines `<picture> <label>`, and the names of the labels, one a line from label 0.
+
+    A name ends at its first comma (`tench, Tinca tinca`), a synset's number before it is left out. Labels of
+    one name are one class: a prompt could not tell them apart. There are no domains.
+
+    Raises InputError naming the line: no number at its end, a label without a name, a picture that is not
+    there, or one that is listed under two classes.
+    """
+    names = [SYNSET.sub("", line.strip(), count=1).partition(",")[0].strip() for line in _lines(pictures, names_file)]
+    present, classes = set(pictures.names), {}
+    for number, line in enumerate(_lines(pictures, list_file), 1):
+        where = f"{pictures.path / list_file}, line {number}"
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not label.isdecimal():
+            raise InputError(f"{where}: '{line}' is not '<picture> <label>' with a number as the label")
+        if int(label) >= len(names) or not names[int(label)]:
+            raise InputError(f"{where}: label {label} has no name in {names_file}, which has {len(names)} lines; line {int(label) + 1} of it would be the name")
+        if name not in present:
+            raise InputError(f"{where}: {pictures.path} has no picture '{name}'; remove the line, or add the file")
+        if classes.setdefault(name, names[int(label)]) != names[int(label)]:
+            raise InputError(f"{where}: '{name}' is listed as '{classes[name]}' and as '{names[int(label)]}'; leave one of the two")
+    return [(name, classes[name], "") for name in sorted(classes)]
+
+
+def read_labelled(pictures: Pictures, per_class: int, seed: int, list_file: str | None = None, names_file: str | None = None) -> pl.DataFrame:
+    """key (the path), topic, name, domain of up to `per_class` pictures a class, in path order; `by_list` if there is a list, else `by_folder`.
+
+    Topics and domains number the names in sorted order.
+
+    Raises InputError for another layout, or for no pictures.
+    """
+    rows = by_list(pictures, list_file, names_file) if list_file else by_folder(pictures)
     if not rows:
-        raise InputError(f"{pictures.path}: holds no pictures")
+        raise InputError(f"{pictures.path / (list_file or '')}: holds no pictures")
     keys, classes, domains = zip(*rows)
     names, topic = np.unique(classes, return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -53,7 +96,7 @@ def write_labelled(table: pl.DataFrame, pictures: Pictures, backbone: Backbone, 
             files = [pictures.read(key) for key in rows["key"]]
             features = image_features(backbone, (backbone.test_view(open_picture(file)) for file in files)).numpy()
             columns = [*(rows[name].to_arrow() for name in ("key", "topic", "name", "domain")), to_vectors(features), pa.array(files, pa.binary())]
-            write_table(pa.table(columns, names=schema.names), out, schema)
+            write_table(pa.table(columns, names=schema.names), out, schema, PER_GROUP)
 
 
 def labelled_pool(folder: Path) -> Pool:
@@ -63,7 +106,23 @@ def labelled_pool(folder: Path) -> Pool:
     return Pool(table["topic"].to_numpy(), table["domain"].to_numpy(), rows["name"].to_list(), table["key"].to_pylist(), from_vectors(table["image"]))
 
 
-def labelled_pictures(folder: Path, keys: set[str]) -> dict[str, bytes]:
-    """Key → file of some of the pictures."""
-    shards = pl.scan_parquet(shard_paths(folder)).select("key", "picture")
-    return dict(shards.filter(pl.col("key").is_in(sorted(keys))).collect().iter_rows())
+def labelled_pictures(folder: Path) -> ReadPictures:
+    """Reads the files of pictures by their rows in `labelled_pool`, from any thread."""
+    paths = shard_paths(folder)
+    footers = [open_table(path, pa.schema([("picture", pa.binary())])).metadata for path in paths]
+
+    def read(rows: np.ndarray) -> list[bytes]:
+        found = {}
+        for shard in np.unique(rows // PER_SHARD):
+            inside = np.unique(rows[rows // PER_SHARD == shard] % PER_SHARD)
+            groups, place = np.unique(inside // PER_GROUP, return_inverse=True)
+            try:
+                column = pq.ParquetFile(paths[shard], metadata=footers[shard]).read_row_groups(groups.tolist(), columns=["picture"])["picture"]
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{paths[shard]}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
+            # Every group but a shard's last is full.
+            pictures = column.take(pa.array(place * PER_GROUP + inside % PER_GROUP)).to_pylist()
+            found |= zip((shard * PER_SHARD + inside).tolist(), pictures)
+        return [found[row] for row in rows.tolist()]
+
+    return read

@@ -10,6 +10,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from pipeline.clustering.params import Label
+from pipeline.errors import InputError
 
 WORD = r"(?u)\b[^\W\d_][\w'-]+\b"  # a letter first, two characters at least
 
@@ -62,11 +63,15 @@ class Counted:
 
 
 def count_words(captions: Sequence[str], settings: Label) -> Counted:
+    """Raises InputError if no word is frequent enough to count."""
     vectorizer = CountVectorizer(
         token_pattern=WORD, ngram_range=(1, settings.longest_phrase), min_df=settings.min_captions,
         stop_words=sorted(ENGLISH_STOP_WORDS | set(settings.stop_words)),
     )
-    by_caption = vectorizer.fit_transform(captions)
+    try:
+        by_caption = vectorizer.fit_transform(captions)
+    except ValueError:
+        raise InputError(f"no word stands in {settings.min_captions} of {len(captions)} captions besides stop words; lower 'label.min_captions'") from None
     analyse = CountVectorizer(token_pattern=WORD).build_analyzer()
     return Counted(by_caption, vectorizer.get_feature_names_out(), np.array([len(analyse(c)) for c in captions]))
 
@@ -100,8 +105,12 @@ def describe_topics(counted: Counted, topic: np.ndarray, settings: Label, given:
     A name is used once: where two topics put the same word first, it goes to the topic that scores it
     higher and the other takes its next word. A phrase beats its own parts when they score the same
     ("polar bear" before "polar"). A topic whose words are all taken is named after its best word and number.
+
+    Raises InputError for fewer than two topics: words are scored by what sets a topic apart from others.
     """
-    clusters, inside, words = int(topic.max()) + 1, np.flatnonzero(topic >= 0), counted.words
+    clusters, inside, words = int(topic.max(initial=-1)) + 1, np.flatnonzero(topic >= 0), counted.words
+    if clusters < 2:
+        raise InputError(f"there are {clusters} topics, and names tell two or more apart; lower 'topics.min_cluster_size'")
     member = sparse.csr_matrix((np.ones(len(inside)), (topic[inside], inside)), shape=(clusters, len(topic)))
     counts, totals = sparse.csr_matrix(member @ counted.by_caption), member @ counted.lengths
     scores = cluster_tfidf(counts, totals) if settings.formula == "eq3" else bertopic_tfidf(counts)

@@ -49,6 +49,7 @@ class Label(Section):
 class Domains(Section):
     """k-means on the CLIP image features of each topic."""
 
+    choose: Literal["fixed", "silhouette"]  # U domains a topic, or the number from 2 to U with the best mean silhouette
     per_topic: Annotated[int, Field(ge=1)]  # U
     min_size: Count  # pairs: smaller domains, and topics that end with fewer than two domains, are marked
     iterations: Count

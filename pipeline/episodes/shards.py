@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterator, Sequence, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +15,13 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import from_vectors, open_table, replacing, shard_paths, to_vectors, vector_dim
 from pipeline.episodes.schemas import episodes_schema
-from pipeline.episodes.tasks import Pool, Task
+from pipeline.episodes.tasks import Pool, ReadPictures, Task
+from pipeline.errors import InputError
 
-TASKS_PER_SHARD = 500
+SHARD_BYTES = 256e6  # of features and pictures: few enough files for any number of tasks, each quickly made again
+SIZED_BY = 16  # tasks that a shard's number of tasks is reckoned from
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -38,44 +45,64 @@ class Episode:
     query_pictures: tuple[bytes, ...] = ()
 
 
-def task_table(number: int, task: Task, pool: Pool, pictures: dict[str, bytes], schema: pa.Schema) -> pa.Table:
+def task_table(number: int, task: Task, pool: Pool, read_pictures: ReadPictures, schema: pa.Schema) -> pa.Table:
     """The rows of one task: support first, class by class."""
-    rows, role, label = [], [], []
-    for part, picks in (("support", task.support), ("query", task.query)):
-        for k, of_class in enumerate(picks):
-            rows += of_class.tolist()
-            role += [part] * len(of_class)
-            label += [k] * len(of_class)
+    rows = task.rows
+    role = ["support"] * task.support.size + ["query"] * task.query.size
+    label = np.concatenate([np.arange(len(picks)).repeat(picks.shape[1]) for picks in (task.support, task.query)]).tolist()
     columns = [
         [number] * len(rows), role, label, [pool.names[task.topics[k]] for k in label], [int(task.topics[k]) for k in label],
-        pool.domain[rows], [pool.keys[r] for r in rows], to_vectors(pool.features[rows]), [pictures[pool.keys[r]] for r in rows],
+        pool.domain[rows], [pool.keys[r] for r in rows], to_vectors(pool.features[rows]), read_pictures(rows),
     ]
     return pa.table([c if isinstance(c, pa.Array) else pa.array(c, type=f.type) for c, f in zip(columns, schema)], schema=schema)
 
 
-def write_shards(tasks: Sequence[Task], pool: Pool, pictures: dict[str, bytes], work: Path, progress) -> None:
-    """Writes work/NNNNN.parquet, one row group per task; shards that are there already stay."""
-    schema = episodes_schema(pool.features.shape[1])
-    for shard, start in enumerate(progress(range(0, len(tasks), TASKS_PER_SHARD), "episodes")):
-        out = work / f"{shard:05d}.parquet"
-        if out.exists():
-            continue
-        with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for number in range(start, min(start + TASKS_PER_SHARD, len(tasks))):
-                writer.write_table(task_table(number, tasks[number], pool, pictures, schema))
+def tasks_per_shard(tasks: Sequence[Task], pool: Pool, read_pictures: ReadPictures) -> int:
+    """As many tasks as make `SHARD_BYTES`, by the size of a few of them."""
+    sample = tasks[:: -(-len(tasks) // SIZED_BY)]
+    size = sum(pool.features[0].size * 2 + len(picture) for task in sample for picture in read_pictures(task.rows)) / len(sample)
+    return max(1, int(SHARD_BYTES / size))
+
+
+def write_shards(tasks: Sequence[Task], pool: Pool, read_pictures: ReadPictures, work: Path, progress) -> None:
+    """Writes work/NNNNN.parquet, one row group per task; shards that are there already stay.
+
+    EPISODE_THREADS (default: number of cores) shards at once, each with one task's pictures in memory.
+    Neither changes the files.
+    """
+    schema, each = episodes_schema(pool.features.shape[1]), tasks_per_shard(tasks, pool, read_pictures)
+
+    def write(start: int) -> None:
+        out = work / f"{start // each:05d}.parquet"
+        if not out.exists():
+            # A dictionary would only hash features and pictures, none of which comes twice in a task.
+            with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=["role", "name"]) as writer:
+                for number in range(start, min(start + each, len(tasks))):
+                    writer.write_table(task_table(number, tasks[number], pool, read_pictures, schema))
+
+    threads = ThreadPoolExecutor(int(os.environ.get("EPISODE_THREADS", os.cpu_count() or 1)))
+    try:
+        starts = range(0, len(tasks), each)
+        for _ in progress(threads.map(write, starts), "episodes", total=len(starts)):
+            pass
+    finally:
+        threads.shutdown(cancel_futures=True)  # an error or interruption waits for the shards under way, not for all
 
 
 def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
     """All episodes in order; unless `pictures`, their bytes stay on disk.
 
-    Raises InputError naming the shard if it is missing, truncated or of another schema.
+    Raises InputError naming the shard if it is missing, truncated, damaged or of another schema.
     """
     paths = shard_paths(folder)
     dim = vector_dim(paths[0], "image")
     for path in paths:
         file = open_table(path, episodes_schema(dim))
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["task", "role", "label", "name", "image", *(["picture"] if pictures else [])])
+            try:
+                table = file.read_row_group(group, columns=["task", "role", "label", "name", "image", *(["picture"] if pictures else [])])
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
             role, label = np.array(table["role"].to_pylist()), table["label"].to_numpy().astype(np.int64)
             image, name = from_vectors(table["image"]), table["name"].to_pylist()
             names = tuple(name[int(np.argmax(label == k))] for k in range(label.max() + 1))
@@ -85,3 +112,18 @@ def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
                 files = np.array(table["picture"].to_pylist(), dtype=object)
                 shown = (tuple(files[s]), tuple(files[q]))
             yield Episode(table["task"][0].as_py(), names, image[s], label[s], image[q], label[q], *shown)
+
+
+def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """The same items in the same order, up to `count` of them made in a thread while the present one is used.
+
+    What making an item raises is raised in its place. Closing this iterator ends the thread.
+    """
+    thread, end = ThreadPoolExecutor(1), object()
+    try:
+        coming = deque(thread.submit(next, items, end) for _ in range(count))
+        while (item := coming.popleft().result()) is not end:
+            coming.append(thread.submit(next, items, end))
+            yield item
+    finally:
+        thread.shutdown(cancel_futures=True)

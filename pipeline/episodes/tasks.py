@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 
@@ -28,6 +28,9 @@ class Pool:
     features: np.ndarray
 
 
+ReadPictures = Callable[[np.ndarray], list[bytes]]  # rows of a pool → the files of its pictures
+
+
 @dataclass(frozen=True)
 class Task:
     """Row numbers of a task's pictures, by class.
@@ -41,6 +44,11 @@ class Task:
     topics: np.ndarray
     support: np.ndarray
     query: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All of them, support first, class by class."""
+        return np.concatenate([self.support.ravel(), self.query.ravel()])
 
 
 def usable_topics(topic: np.ndarray, domain: np.ndarray, shots: int, queries: int, least_domains: int) -> dict[int, list[np.ndarray]]:
@@ -110,8 +118,13 @@ def sample_tasks(topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, *, 
 
 
 def draw(pool: Pool, settings: Episodes, *, ways: int, shots: int, queries: int, seed: int, least_domains: int = 2) -> list[Task]:
-    """`sample_tasks` from a pool; topics are near each other if their mean features are."""
-    centres = np.stack([pool.features[pool.topic == t].mean(axis=0) for t in range(len(pool.names))])
+    """`sample_tasks` from a pool; topics are near each other if their mean features are.
+
+    Raises InputError if there are fewer than `ways` topics.
+    """
+    if len(pool.names) < ways:
+        raise InputError(f"there are only {len(pool.names)} topics, but 'ways' is {ways}; lower 'ways', or make more topics ('topics.min_cluster_size')")
+    centres = np.stack([pool.features[pool.topic == t].astype(np.float32).mean(axis=0) for t in range(len(pool.names))])
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     similarity = centres @ centres.T
     np.fill_diagonal(similarity, np.inf)
@@ -121,6 +134,6 @@ def draw(pool: Pool, settings: Episodes, *, ways: int, shots: int, queries: int,
     )
 
 
-def keys_of(tasks: Sequence[Task], pool: Pool) -> set[str]:
-    """The pictures that the tasks show."""
-    return {pool.keys[row] for task in tasks for row in np.concatenate([task.support.ravel(), task.query.ravel()])}
+def rows_of(tasks: Sequence[Task]) -> np.ndarray:
+    """The pictures that the tasks show, each once."""
+    return np.unique(np.concatenate([task.rows for task in tasks]))

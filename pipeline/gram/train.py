@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from pipeline.artifacts import replacing
 from pipeline.clip.backbone import open_picture
 from pipeline.clip.blocks import recomputed_activations
-from pipeline.episodes.shards import Episode, read_episodes
+from pipeline.episodes.shards import Episode, ahead, read_episodes
 from pipeline.errors import InputError
 from pipeline.gram import parallel
 from pipeline.gram.meta import InnerStep, agreement, cross_entropy, meta_gradient
@@ -28,6 +29,7 @@ from pipeline.gram.params import Outer
 from pipeline.gram.regulator import Phi
 from pipeline.prompts.base import PromptMethod, Tokens
 
+AHEAD = 2  # batches that are read and decoded while one is used
 COLUMNS = ("step", "start_loss", "query_loss", "query_accuracy", "raw_rms", "raw_agreement", "regulated_agreement", "theta_norm", "phi_norm")
 
 
@@ -93,13 +95,13 @@ class Batch:
     query_labels: torch.Tensor
 
 
-def shown(method: PromptMethod, tasks: list[Episode]) -> list[torch.Tensor]:
-    """The tasks' support and query on the CPU: cached features, or decoded pictures if the method needs them."""
+def shown(method: PromptMethod, tasks: list[Episode], each: Callable = map) -> list[torch.Tensor]:
+    """The tasks' support and query on the CPU: cached features, or decoded pictures if the method needs them, by `each` (like map)."""
 
     def stack(features, pictures) -> torch.Tensor:
         if not method.sees_pixels:
             return torch.from_numpy(np.stack([getattr(t, features) for t in tasks]))
-        return torch.stack([torch.stack([method.backbone.test_view(open_picture(p)) for p in getattr(t, pictures)]) for t in tasks])
+        return torch.stack([torch.stack(list(each(lambda p: method.backbone.test_view(open_picture(p)), getattr(t, pictures)))) for t in tasks])
 
     return [stack("support", "support_pictures"), stack("query", "query_pictures")]
 
@@ -116,17 +118,13 @@ def load_batch(method: PromptMethod, tasks: list[Episode], pictures: list[torch.
     return Batch(tuple(t.number for t in tasks), method.prepare([t.names for t in tasks]), support, labels[0], query, labels[1])
 
 
-def ahead(items: Iterator, make: Callable) -> Iterator:
-    """make(item) of every item, the next one in a thread while the present one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for item in items:
-            coming = pool.submit(make, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()
+def read_ahead(method: PromptMethod, tasks: Iterator[list[Episode]], shares: Callable) -> Iterator[list[tuple[list[Episode], list[torch.Tensor]]]]:
+    """The shares of every batch with what is `shown` of them, read and decoded while an earlier batch is used.
+
+    DECODE_THREADS (default: number of cores) decode pictures; one more reads.
+    """
+    with ThreadPoolExecutor(int(os.environ.get("DECODE_THREADS", os.cpu_count() or 1))) as decoders:
+        yield from ahead(([(share, shown(method, share, decoders.map)) for share in shares(batch)] for batch in tasks), AHEAD)
 
 
 @contextmanager
@@ -232,7 +230,7 @@ def meta_train(method: PromptMethod, theta: Tokens, phi: Phi, episodes: Path, wo
         return [own[i : i + at_once] for i in range(0, len(own), at_once)]
 
     bar = progress(range(done, steps), "meta-steps")
-    coming = ahead(batches(episodes, batch, done, method.sees_pixels), lambda tasks: [(share, shown(method, share)) for share in shares(tasks)])
+    coming = read_ahead(method, batches(episodes, batch, done, method.sees_pixels), shares)
     for step, read in zip(bar, coming):
         loaded = [load_batch(method, *share) for share in read]
         try:
