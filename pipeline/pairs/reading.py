@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 from typing import Iterator
 
@@ -10,19 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.artifacts import from_vectors, read_table, shard_paths, vector_dim
-from pipeline.errors import InputError
 from pipeline.pairs.schemas import features_schema
+from pipeline.pairs.tars import tar_files
 
 
 def read_pictures(shard: Path) -> Iterator[tuple[str, bytes]]:
     """(key, JPEG bytes) of one shard, in key order."""
-    try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                if member.name.endswith(".jpg"):
-                    yield member.name.removesuffix(".jpg"), tar.extractfile(member).read()
-    except tarfile.TarError as error:
-        raise InputError(f"{shard}: not a complete tar file ({error}); delete it and run `dvc repro` again") from None
+    for member, content in tar_files(shard):
+        if member.name.endswith(".jpg"):
+            yield member.name.removesuffix(".jpg"), content.read()
 
 
 def read_features(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
