@@ -60,6 +60,8 @@ def resumable_folder(out: Path | str, print_of_inputs: str, publish: bool = True
     yield work
     if not publish:
         return
+    for left_behind in work.rglob(".*.tmp"):  # by a process that was killed while it wrote
+        left_behind.unlink()
     if out.exists():
         shutil.rmtree(out)
     os.replace(work, out)
