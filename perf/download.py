@@ -11,7 +11,9 @@ Every round checks that both have the same pictures, byte by byte.
 Then the stage is killed (SIGKILL) when a third of its shards are finished, and run again; the server's
 log says which pictures of finished shards were asked for again.
 
-The last line is JSON: `ratio` is the median over rounds of bare / ours; `refetched` counts those pictures.
+The last line is JSON: `ratio` is the median over rounds of bare / ours in wall time, `ratio_cpu` in processor
+seconds of all processes of a side (what to look at on a machine that others use too); `refetched` counts
+those pictures.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ import argparse
 import io
 import json
 import os
+import resource
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -88,12 +90,18 @@ def serve(count: int, size: int, delay: float, pipe) -> None:
         asked.clear()
 
 
-def timed(command: list, environment: dict) -> float:
-    started = time.perf_counter()
+def clocks() -> np.ndarray:
+    """Wall seconds, and processor seconds of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return np.array([time.perf_counter(), used.ru_utime + used.ru_stime])
+
+
+def timed(command: list, environment: dict) -> np.ndarray:
+    started = clocks()
     done = subprocess.run([str(c) for c in command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return time.perf_counter() - started
+    return clocks() - started
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -161,7 +169,8 @@ def main() -> None:
             if mine != theirs or len(mine) != args.pictures:
                 sys.exit(f"the sides differ: {len(mine)} and {len(theirs)} pictures")
             ratios.append(seconds["bare"] / seconds["ours"])
-            print(f"round {number + 1}: ours {seconds['ours']:.2f} s, bare {seconds['bare']:.2f} s, ratio {ratios[-1]:.3f}; {len(mine)} pictures, all the same", flush=True)
+            both = {name: f"{wall:.1f} s ({cpu:.1f} s of processor)" for name, (wall, cpu) in seconds.items()}
+            print(f"round {number + 1}: ours {both['ours']}, bare {both['bare']}, ratio {ratios[-1][0]:.3f} ({ratios[-1][1]:.3f}); {len(mine)} pictures, all the same", flush=True)
 
         reference = {p.name: p.read_bytes() for p in (top / "shards").iterdir()}
         shutil.rmtree(top / "shards")
@@ -184,8 +193,9 @@ def main() -> None:
         print(f"killed with {len(finished)} of {shards} shards finished after {first.total()} requests; the second run made {again.total()}, {refetched} of them for the {len(done)} pictures of finished shards; the shards are {'the same bytes as without a kill' if same else 'DIFFERENT'}")
     here.send(False)
     server.join()
-    ratio = statistics.median(ratios)
-    print(json.dumps({"ratio": round(ratio, 3), "least": round(min(ratios), 3), "most": round(max(ratios), 3), "refetched": refetched, "resumed_same": same}))
+    wall, cpu = np.transpose(ratios)
+    figures = {"ratio": np.median(wall), "least": min(wall), "most": max(wall), "ratio_cpu": np.median(cpu)}
+    print(json.dumps({name: round(float(value), 3) for name, value in figures.items()} | {"refetched": refetched, "resumed_same": same}))
 
 
 if __name__ == "__main__":

@@ -40,11 +40,14 @@ def _opener(root: Path) -> Callable[[str], bytes | None]:
         read_member = _tar_opener()
 
         def from_folder(name: str) -> bytes | None:
+            def file(path: Path) -> Path | None:
+                return path if path.is_relative_to(top) and path.is_file() else None
+
+            if found := file((top / name).resolve()):
+                return found.read_bytes()
             shard, inside, member = name.partition(".tar/")
-            path = (top / (shard + ".tar" if inside else name)).resolve()
-            if path.is_relative_to(top) and path.is_file():
-                return read_member(path, member) if inside else path.read_bytes()
-            return None
+            found = file((top / f"{shard}.tar").resolve()) if inside else None
+            return read_member(found, member) if found else None
 
         return from_folder
     if not zipfile.is_zipfile(root):
