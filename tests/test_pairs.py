@@ -21,17 +21,17 @@ from conftest import ROOT
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.artifacts import read_table, write_table
+from pipeline.artifacts import read_table, to_vectors, write_table
 from pipeline.clip.backbone import load_backbone
 from pipeline.errors import InputError
 from pipeline.pairs.download import download
 from pipeline.pairs.features import extract_features
 from pipeline.pairs.index import failure_reasons, index_pairs
 from pipeline.pairs.local_site import serve
-from pipeline.pairs.noise import least_score, match_scores, mixture_crossing, near_duplicates
+from pipeline.pairs.noise import filter_pairs, least_score, match_scores, mixture_crossing, near_duplicates
 from pipeline.pairs.params import Download, Filter
 from pipeline.pairs.reading import read_pictures
-from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS
+from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS, features_schema
 
 def QUIET(items, label, total=None):
     return tqdm(items, total=total, disable=True)
@@ -385,7 +385,7 @@ def test_the_first_of_near_duplicates_stays():
     assert not near_duplicates(x, 1.01).any()
 
 
-FILTER = dict(min_words=1, min_characters=3, min_side=32, max_aspect=3, duplicate_similarity=0.999, score="csls", neighbours=10)
+FILTER = dict(min_words=2, min_characters=6, max_characters=20, min_side=32, max_aspect=3, duplicate_similarity=0.999, score="csls", neighbours=10)
 
 
 def two_groups(wrong=0.2, n=4000):
@@ -417,3 +417,16 @@ def test_three_ways_to_select():
     assert (scores < chosen["mixture"]).mean() == pytest.approx(0.2, abs=0.01)
     with pytest.raises(ValueError, match="with 'select: mixture', 'threshold' is a share between 0 and 1, but it is -0.76"):
         Filter(**FILTER | {"select": "mixture", "threshold": -0.76})
+
+
+def test_captions_are_judged_by_their_length(tmp_path):
+    """100 kB of text go as far as the filter, and no further."""
+    texts = ["a cat", "cat on a mat", "cat " * 25_000, "catonamat", "a cat sits on a mat!"]
+    count = len(texts)
+    keys = [f"k{i}" for i in range(count)]
+    pairs = pa.table([keys, texts, ["success"] * count, [None] * count, ["00000.tar"] * count, [64] * count, [64] * count, [1] * count, keys], schema=PAIRS)
+    write_table(pairs, tmp_path / "pairs.parquet", PAIRS)
+    (tmp_path / "features").mkdir()
+    write_table(pa.table([pa.array(keys), to_vectors(np.eye(count)), to_vectors(np.eye(count))], schema=features_schema(count)), tmp_path / "features" / "00000.parquet", features_schema(count))
+    kept, counts = filter_pairs(tmp_path / "pairs.parquet", tmp_path / "features", Filter(**FILTER | {"score": "cosine", "select": "threshold", "threshold": 0.5}))
+    assert kept["reason"].to_pylist() == ["short caption", "", "long caption", "short caption", ""] and counts["long_caption"] == 1

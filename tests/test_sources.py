@@ -40,6 +40,7 @@ def test_a_stray_quote_in_a_tsv_is_a_character(tmp_path):
     ("a cat on\na mat\thttp://a/3.jpg\n", "row 3 has 1 fields instead of 2"),
     ("\n", "row 3 is empty"),
     ("\thttp://a/3.jpg\n", "row 3 has no caption"),
+    ("&nbsp;\thttp://a/3.jpg\n", "row 3 has no caption"),
     ("a cow\t\n", "row 3 has no URL"),
 ])
 def test_bad_rows_are_named_with_the_remedy(tmp_path, row, words):
@@ -166,7 +167,7 @@ def from_tars(tmp_path, **changes):
 
 def test_tars_of_pictures_with_their_captions(tmp_path):
     """As img2dataset and the mirrors of Conceptual Captions leave them."""
-    tar(tmp_path / "00000.tar", {"0.jpg": b"x", "0.json": b'{"caption": "not this"}', "0.txt": b"a cat", "1.txt": "a café".encode("cp1252"), "1.png": b"x", "2.json": b"{}", "3.txt": b"no picture"})
+    tar(tmp_path / "00000.tar", {"0.jpg": b"x", "0.json": b'{"caption": "not this"}', "0.txt": b"a cat", "1.txt": "a café".encode("cp1252"), "1.png": b"x", "1.json": b'{"caption": "nor this"}', "2.json": b"{}", "3.txt": b"no picture"})
     tar(tmp_path / "00001.tar", {"a/0.webp": b"x", "a/0.json": b'{"caption": "a dog", "url": "http://gone"}', "a/0.cls": b"1"})
     table, counts = from_tars(tmp_path)
     assert set(zip(table["caption"].to_pylist(), table["url"].to_pylist())) == {("a cat", "00000.tar/0.jpg"), ("a café", "00000.tar/1.png"), ("a dog", "00001.tar/a/0.webp")}
