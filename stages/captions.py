@@ -1,4 +1,4 @@
-"""Obtains the caption–URL table of the source, checks every row and gives each a key.
+"""Reads the caption–URL table of the source (fetched first, if `source.obtain` says so), checks every row and gives each a key.
 
     python stages/captions.py --out data/captions.parquet
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.artifacts import write_table
 from pipeline.pairs.schemas import CAPTIONS
 from pipeline.params import load_params
+from pipeline.sources.obtain import obtain
 from pipeline.sources.params import Source
 from pipeline.sources.table import read_captions
 from pipeline.stage import parser, run
@@ -22,9 +23,13 @@ def main():
     cli.add_argument("--out", type=Path, required=True, help="Parquet: key, caption, url")
     args = cli.parse_args()
     p = load_params(args.params, READS)
+    path = Path(p.source.path) / p.source.table
+    if p.source.obtain and not path.exists():
+        obtain(path, p.source.obtain)
     table, counts = read_captions(p.source)
     write_table(table, args.out, CAPTIONS)
-    return f"{counts['captions']} captions; {counts['repeated_rows']} repeated rows and {counts['bad_rows']} bad rows left out", counts, args.metrics
+    words = f"{counts['captions']} captions; {counts['repeated_rows']} repeated rows and {counts['bad_rows']} bad rows left out, {counts['not_utf8']} read as Windows-1252, {counts['mended']} mended"
+    return words, counts, args.metrics
 
 
 if __name__ == "__main__":

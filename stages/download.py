@@ -2,7 +2,8 @@
 
     python stages/download.py --captions data/captions.parquet --out data/shards
 
-Relative URLs are served over loopback HTTP from `source.pictures`. Speed is set by the environment:
+Relative URLs are served over loopback HTTP from `source.pictures`. With --retry-failed, the links that failed
+in the finished folder --out are asked again; its shards stay as they are, and new ones follow them. Speed is set by the environment:
 DOWNLOAD_PROCESSES (default: number of cores) and DOWNLOAD_THREADS (default: 32 per process).
 """
 
@@ -25,13 +26,16 @@ def main():
     cli = parser(__doc__)
     cli.add_argument("--captions", type=Path, required=True, help="Parquet: key, caption, url")
     cli.add_argument("--out", type=Path, required=True, help="folder for NNNNN.tar and fetched.parquet")
+    cli.add_argument("--retry-failed", action="store_true", help="ask the failed links of a finished download again; then `dvc commit download`")
     args = cli.parse_args()
     p = load_params(args.params, READS)
     site = Path(p.source.path) / p.source.pictures if p.source.pictures else None
     processes = int(os.environ.get("DOWNLOAD_PROCESSES", os.cpu_count() or 1))
     threads = int(os.environ.get("DOWNLOAD_THREADS", 32))
-    with resumable_folder(args.out, fingerprint(p.download, args.captions)) as work:
-        counts = download(args.captions, site, work, p.download, processes, threads, progress)
+    earlier = args.out if args.retry_failed else None
+    done = [earlier / "fetched.parquet"] if earlier else []
+    with resumable_folder(args.out, fingerprint(p.download, args.captions, *done)) as work:
+        counts = download(args.captions, site, work, p.download, processes, threads, progress, earlier)
     words = f"{counts['success']} of {counts['links']} pictures fetched in {counts['shards']} shards; {counts['failed_to_download']} links dead, {counts['failed_to_resize']} not pictures"
     return words, counts, args.metrics
 

@@ -7,8 +7,10 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
 
+import polars as pl
+
 from pipeline.artifacts import write_table
-from pipeline.pairs.index import index_pairs
+from pipeline.pairs.index import failure_reasons, index_pairs
 from pipeline.pairs.schemas import PAIRS
 from pipeline.stage import parser, progress, run
 
@@ -24,7 +26,7 @@ def main():
     pairs, counts = index_pairs(args.captions, args.shards, progress)
     write_table(pairs, args.out, PAIRS)
     failures = ", ".join(f"{n} {status}" for status, n in counts.items() if status != "success") or "no failures"
-    return f"{counts.get('success', 0)} of {len(pairs)} pairs have a whole picture; {failures}", {"captions": len(pairs), **counts}, args.metrics
+    return f"{counts.get('success', 0)} of {len(pairs)} pairs have a whole picture; {failures}", {"captions": len(pairs), **counts, "reasons": failure_reasons(pl.from_arrow(pairs))}, args.metrics
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pipeline.artifacts import read_table, replacing
 from pipeline.benchmarks.params import Benchmark, FewShot
 from pipeline.clustering.schemas import CLUSTERS, DOMAINS, LABELS, TOPICS
 from pipeline.gram.params import Methods
+from pipeline.pairs.index import failure_reasons
 from pipeline.pairs.noise import least_score
 from pipeline.pairs.params import Filter
 from pipeline.pairs.schemas import KEPT, PAIRS
@@ -66,7 +67,7 @@ def main():
     names = list(p.benchmarks)
     results = read_results(args.scores, names, titles)
 
-    pairs = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "status", "shard"]))
+    pairs = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "status", "error", "shard"]))
     kept = pl.from_arrow(read_table(args.kept, KEPT))
     places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "strength", "x", "y"]))
     topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).join(places, on="key", validate="1:1")
@@ -93,6 +94,7 @@ def main():
         "titles": list(titles.values()), "shots": p.few_shot.shots, "seeds": len(p.few_shot.seeds),
         "rows": table_rows(results, chance(args.benchmarks, names), list(titles)),
         "funnel": figure_html(figures.funnel(counts), "funnel"), "dropped": dropped,
+        "failures": figure_html(figures.failures(lost), "failures") if (lost := failure_reasons(pairs)) else "",
         "histogram": figure_html(figures.score_histogram(scores, judged, least_score(scores, p.filter)), "scores"),
         "map": figure_html(figures.topic_map(points, name_of), "topic-map"),
         "map_note": f"One dot per kept caption ({len(points):,} shown), near to those that say similar things; {outliers:,} are in no topic.",

@@ -31,7 +31,9 @@ def main():
     x, y = (pa.array(place[:, i], from_pandas=True) for i in (0, 1))  # NaN becomes null: not on the map
     columns = [table["key"], topic, strength, x, y]
     write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
-    words = f"{counts['topics']} topics of {counts['captions']} captions ({counts['fitted']} clustered, neighbours at recall {counts['recall']:.3f}); {counts['outliers']} outliers, coverage {counts['coverage']:.1%}{f", ARI {counts['stability']:.2f} with another seed's" if p.topics.repeats else ''}"
+    words = f"{counts['topics']} topics of {counts['captions']} captions ({counts['fitted']} clustered, neighbours at recall {counts['recall']:.3f}); {counts['outliers']} outliers, coverage {counts['coverage']:.1%}"
+    if "stability" in counts:
+        words += f"; ARI with other seeds {counts['stability']:.2f}"
     return words, counts, args.metrics
 
 

@@ -2,10 +2,12 @@
 
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,14 +22,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.artifacts import read_table, to_vectors, write_table
+from pipeline.clip.backbone import load_backbone
 from pipeline.errors import InputError
 from pipeline.pairs.download import download
-from pipeline.pairs.index import index_pairs
+from pipeline.pairs.features import extract_features
+from pipeline.pairs.index import failure_reasons, index_pairs
 from pipeline.pairs.local_site import serve
-from pipeline.pairs.noise import least_score, match_scores, mixture_crossing, near_duplicates
+from pipeline.pairs.noise import filter_pairs, least_score, match_scores, mixture_crossing, near_duplicates
 from pipeline.pairs.params import Download, Filter
 from pipeline.pairs.reading import locate_pictures, read_image_features, read_pictures
-from pipeline.pairs.schemas import CAPTIONS, FETCHED, features_schema
+from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS, features_schema
 
 def QUIET(items, label, total=None):
     return tqdm(items, total=total, disable=True)
@@ -266,6 +270,145 @@ def test_interrupted_and_resumed(tmp_path, signal_):
     assert sum(1 for s in sorted((tmp_path / "shards").glob("*.tar")) for _ in read_pictures(s)) == 120
 
 
+def encoded(picture, kind, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def odd_pictures():
+    """name → (file, what becomes of it: status, size in the shard, mean colour within 3 of it)."""
+    colour = np.full((100, 150, 3), (200, 100, 50), np.uint8)
+    plain = Image.fromarray(colour)
+    palette = Image.new("P", (100, 100), 1)
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    grey16 = Image.fromarray(np.full((100, 100), 100 * 257, np.uint16))
+    broad = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 100, 3), dtype=np.uint8)), "JPEG")
+    red, blue = Image.new("RGB", (100, 100), "red"), Image.new("RGB", (100, 100), "blue")
+    return {
+        "one_pixel": (encoded(Image.new("RGB", (1, 1), "red"), "PNG"), "success", (1, 1), (254, 0, 0)),
+        "huge": (encoded(Image.new("L", (20_000, 20_000)), "PNG"), "failed_to_resize", None, None),
+        "animated": (encoded(red, "GIF", save_all=True, append_images=[blue]), "success", (64, 64), (254, 0, 0)),
+        "cmyk": (encoded(plain.convert("CMYK"), "JPEG"), "success", (96, 64), (200, 100, 50)),
+        "sixteen_bits": (encoded(grey16, "PNG"), "success", (64, 64), (100, 100, 100)),
+        "see_through": (encoded(palette, "PNG", transparency=1), "success", (64, 64), (255, 255, 255)),
+        "cut_small": (jpeg(1)[:-20], "failed_to_resize", None, None),
+        "cut_large": (broad[: len(broad) * 9 // 10], "failed_to_resize", None, None),
+        "nothing": (b"", "failed_to_resize", None, None),
+    }
+
+
+def test_odd_pictures_on_the_real_road(tmp_path):
+    """Each is a picture of what it shows, or a counted failure; the huge one is refused by its header, and never decoded."""
+    found = odd_pictures()
+    (tmp_path / "site").mkdir()
+    for name, (content, *_) in found.items():
+        (tmp_path / "site" / f"{name}.png").write_bytes(content)
+    table = captions(tmp_path / "c.parquet", [f"{name}.png" for name in found])
+    (tmp_path / "work").mkdir()
+    download(table, tmp_path / "site", tmp_path / "work", settings(min_success=0.1), 1, 4, QUIET)
+    pairs, _ = index_pairs(table, tmp_path / "work", QUIET)
+    rows = pl.from_arrow(pairs)
+    pictures = dict(read_pictures(tmp_path / "work" / "00000.tar"))
+    for (name, (_, status, size, colour)), row in zip(found.items(), rows.iter_rows(named=True)):
+        assert (row["status"], row["width"] and (row["width"], row["height"])) == (status, size), name
+        if colour:
+            mean = np.asarray(Image.open(io.BytesIO(pictures[row["key"]])).convert("RGB")).mean((0, 1))
+            assert abs(mean - colour).max() <= 3, (name, mean)
+    assert failure_reasons(rows)["more than 50 million pixels"] == 1
+    write_table(pairs, tmp_path / "pairs.parquet", PAIRS)
+    (tmp_path / "features").mkdir()
+    assert extract_features(tmp_path / "pairs.parquet", tmp_path / "work", tmp_path / "features", load_backbone(str(ROOT / "demo" / "backbone")), QUIET) == rows["status"].eq("success").sum()
+
+
+def test_a_shard_cut_anywhere_is_noticed(fetched, tmp_path):
+    """Between two files too, where tarfile sees nothing. A cut among the zeros at the end loses nothing."""
+    whole = (fetched[0] / "one" / "00002.tar").read_bytes()
+    everything = list(read_pictures(fetched[0] / "one" / "00002.tar"))
+    content = len(whole.rstrip(b"\0"))
+    end = -(-content // 512) * 512
+    cuts = {0, 1, 511, 512, 513, 1024, content - 1, end - 512, end, end + 511, end + 512, end + 1024, len(whole) - 1}
+    cuts |= set(range(0, end, 512 * 7)) | {int(c) for c in np.random.default_rng(0).integers(0, len(whole), 100)}
+    for cut in sorted(cuts):
+        (tmp_path / "00000.tar").write_bytes(whole[:cut])
+        try:
+            assert list(read_pictures(tmp_path / "00000.tar")) == everything and cut >= end + 512, cut
+        except InputError as error:
+            assert cut < end + 512 and "00000.tar: not a complete tar file" in str(error), cut
+
+
+def test_damage_within_a_shard_is_noticed(fetched, tmp_path):
+    """tarfile takes a damaged header, except the first, for the end."""
+    whole = bytearray((fetched[0] / "one" / "00001.tar").read_bytes())
+    second = whole.index(b"k020.txt")
+    whole[second : second + 512] = b"x" * 512
+    (tmp_path / "00000.tar").write_bytes(whole)
+    with pytest.raises(InputError, match="cut off or damaged"):
+        list(read_pictures(tmp_path / "00000.tar"))
+
+
+def test_a_folder_with_tars_as_a_site(tmp_path):
+    """Their members are served, and nothing beside the folder, whatever a member or a link is called."""
+    import http.client
+
+    (tmp_path / "site" / "sub.tar").mkdir(parents=True)
+    (tmp_path / "site" / "sub.tar" / "plain.jpg").write_bytes(b"plain")
+    (tmp_path / "secret.txt").write_text("secret")
+    for top in (tmp_path, tmp_path / "site"):
+        with tarfile.open(top / "00000.tar", "w") as tar:
+            for name in ("1.jpg", "../secret.txt", "a b/é?.png"):
+                entry = tarfile.TarInfo(name)
+                entry.size = 3
+                tar.addfile(entry, io.BytesIO(b"abc"))
+            link = tarfile.TarInfo("link.jpg")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+            tar.addfile(link)
+    wanted = {"00000.tar/1.jpg": b"abc", "00000.tar/a%20b/%C3%A9%3F.png": b"abc", "00000.tar/../secret.txt": b"abc", "sub.tar/plain.jpg": b"plain"} | dict.fromkeys(
+        ["00000.tar/2.jpg", "00000.tar/link.jpg", "../00000.tar/1.jpg", "%2e%2e/00000.tar/1.jpg", "1.tar/1.jpg", "../secret.txt"])
+    with serve(tmp_path / "site") as base:
+        for path, content in wanted.items():
+            connection = http.client.HTTPConnection(base.removeprefix("http://").rstrip("/"))
+            connection.request("GET", "/" + path)
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == ((200, content) if content else (404, b"")), path
+
+
+def test_failed_links_are_asked_again(fetched, tmp_path):
+    """And no others: the shards stay, a new one follows them, and every link is accounted for as before."""
+    top, table, counts = fetched
+    shutil.copytree(top / "one", tmp_path / "shards")
+    (tmp_path / "site").mkdir()
+    for name in ("0", "gone1", "cut", "page"):
+        (tmp_path / "site" / f"{name}.jpg").write_bytes(jpeg(1000))
+    text = (ROOT / "params.yaml").read_text().replace("path: data/world/demo", f"path: {tmp_path}").replace("pictures: pictures.zip", "pictures: site")
+    (tmp_path / "params.yaml").write_text(text)
+    command = [sys.executable, "stages/download.py", "--params", tmp_path / "params.yaml", "--captions", table, "--out", tmp_path / "shards", "--retry-failed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "45 of 50 pictures fetched in 4 shards; 3 links dead, 2 not pictures" in done.stdout, done.stderr
+    after = {p.name: p.read_bytes() for p in (tmp_path / "shards").iterdir()}
+    assert after | {p.name: p.read_bytes() for p in (top / "one").glob("*.tar")} == after
+    assert sorted(after) == ["00000.tar", "00001.tar", "00002.tar", "00003.tar", "fetched.parquet"]
+    assert list(read_pictures(tmp_path / "shards" / "00003.tar")) == [("k044", jpeg(1000))]
+    pairs, statuses = index_pairs(table, tmp_path / "shards", QUIET)
+    assert statuses == {"failed_to_download": 3, "failed_to_resize": 2, "success": 45}
+
+
+def test_asked_again_only_for_the_same_captions_and_if_any_failed(fetched, tmp_path):
+    top, table, _ = fetched
+    with pytest.raises(InputError, match="was fetched for other captions"):
+        download(captions(tmp_path / "d.parquet", ["1.jpg"]), top / "site.zip", tmp_path, settings(), 1, 4, QUIET, earlier=top / "one")
+    whole = read_table(top / "one" / "fetched.parquet", FETCHED).set_column(1, "status", pa.array(["success"] * 50))
+    write_table(whole, tmp_path / "fetched.parquet", FETCHED)
+    with pytest.raises(InputError, match="nothing to ask again"):
+        download(table, top / "site.zip", tmp_path, settings(), 1, 4, QUIET, earlier=tmp_path)
+
+
+def test_reasons_are_counted_without_their_wrapping():
+    errors = ["<urlopen error [Errno 111] Connection refused>", "<urlopen error timed out>", "[Errno 111] Connection refused", "x", "y", None]
+    pairs = pl.DataFrame({"status": ["failed_to_download"] * 5 + ["success"], "error": errors})
+    assert failure_reasons(pairs, most=2) == {"Connection refused": 2, "timed out": 1, "other reasons": 2}
+
+
 def unit(x):
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
@@ -286,7 +429,7 @@ def test_the_first_of_near_duplicates_stays():
     assert not near_duplicates(x, 1.01).any()
 
 
-FILTER = dict(min_words=1, min_characters=3, min_side=32, max_aspect=3, duplicate_similarity=0.999, score="csls", neighbours=10)
+FILTER = dict(min_words=2, min_characters=6, max_characters=20, min_side=32, max_aspect=3, duplicate_similarity=0.999, score="csls", neighbours=10)
 
 
 def two_groups(wrong=0.2, n=4000):
@@ -318,3 +461,16 @@ def test_three_ways_to_select():
     assert (scores < chosen["mixture"]).mean() == pytest.approx(0.2, abs=0.01)
     with pytest.raises(ValueError, match="with 'select: mixture', 'threshold' is a share between 0 and 1, but it is -0.76"):
         Filter(**FILTER | {"select": "mixture", "threshold": -0.76})
+
+
+def test_captions_are_judged_by_their_length(tmp_path):
+    """100 kB of text go as far as the filter, and no further."""
+    texts = ["a cat", "cat on a mat", "cat " * 25_000, "catonamat", "a cat sits on a mat!"]
+    count = len(texts)
+    keys = [f"k{i}" for i in range(count)]
+    pairs = pa.table([keys, texts, ["success"] * count, [None] * count, ["00000.tar"] * count, [64] * count, [64] * count, [1] * count, keys], schema=PAIRS)
+    write_table(pairs, tmp_path / "pairs.parquet", PAIRS)
+    (tmp_path / "features").mkdir()
+    write_table(pa.table([pa.array(keys), to_vectors(np.eye(count)), to_vectors(np.eye(count))], schema=features_schema(count)), tmp_path / "features" / "00000.parquet", features_schema(count))
+    kept, counts = filter_pairs(tmp_path / "pairs.parquet", tmp_path / "features", Filter(**FILTER | {"score": "cosine", "select": "threshold", "threshold": 0.5}))
+    assert kept["reason"].to_pylist() == ["short caption", "", "long caption", "short caption", ""] and counts["long_caption"] == 1

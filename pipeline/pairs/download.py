@@ -9,16 +9,16 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Callable
 from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import read_table, replacing, write_table
+from pipeline.artifacts import read_table, replacing, shard_paths, write_table
 from pipeline.errors import InputError
 from pipeline.pairs.fetch import ALLOWED
 from pipeline.pairs.local_site import serve
@@ -39,8 +39,8 @@ def _absolute(url: str, base: str | None) -> str | None:
     return None
 
 
-def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, processes: int, threads: int, shards: int, progress) -> None:
-    """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all links fail."""
+def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, processes: int, threads: int, shards: int, finish: Callable[[str], None], progress) -> None:
+    """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all links fail. `finish` gets the name of every finished shard."""
     options = {
         "url_list": links, "input_format": "parquet", "url_col": "url", "caption_col": "caption",
         "save_additional_columns": '["pair_key"]', "output_folder": raw, "output_format": "webdataset",
@@ -52,6 +52,7 @@ def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, p
     }
     command = [sys.executable, "-m", "pipeline.pairs.fetch", *(f"--{k}={v}" for k, v in options.items())]
     log = raw.parent / "img2dataset.log"
+    done: set[str] = set()
     with open(log, "ab") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=ROOT, env=os.environ | {ALLOWED: allowed})
         try:
@@ -61,23 +62,26 @@ def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, p
                         child.wait(0.3)
                     except subprocess.TimeoutExpired:
                         pass
-                    bar.update(len(list(raw.glob("*_stats.json"))) - bar.n)
-                    if child.returncode is not None:
+                    ended = child.returncode is not None
+                    for name in sorted({p.name.removesuffix("_stats.json") for p in raw.glob("*_stats.json")} - done):
+                        finish(name)
+                        done.add(name)
+                        bar.update()
+                    if ended:
                         break
         finally:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-    done = len(list(raw.glob("*_stats.json")))
-    if child.returncode != 0 or done != shards:
+    if child.returncode != 0 or len(done) != shards:
         tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-        raise InputError(f"img2dataset ended with exit code {child.returncode} after {done} of {shards} shards ({tail}); run the stage again: finished shards are kept")
+        raise InputError(f"img2dataset ended with exit code {child.returncode} after {len(done)} of {shards} shards ({tail}); run the stage again: finished shards are kept")
 
 
 def _normalise(shard: Path, out: Path) -> None:
     """img2dataset's shard (rows as they came in, with today's date) → one sorted by key, without dates."""
-    if out.exists():
-        return
+    if not shard.exists():
+        return  # done before an interruption
     keys = dict(zip(*(pq.read_table(shard.with_suffix(".parquet"), columns=["key", "pair_key"]).column(c).to_pylist() for c in ("key", "pair_key"))))
     with tarfile.open(shard) as raw:
         members = {}
@@ -94,12 +98,23 @@ def _normalise(shard: Path, out: Path) -> None:
     shard.unlink()
 
 
-def download(captions: Path, site: Path | None, work: Path, settings: Download, processes: int, threads: int, progress) -> dict:
+def _known(earlier: Path, captions: pa.Table) -> pa.Table:
+    """What became of the links in a finished download of these captions."""
+    known = read_table(earlier / "fetched.parquet", FETCHED)
+    if known["key"] != captions["key"]:
+        raise InputError(f"{earlier}: was fetched for other captions; run `dvc repro download` instead of asking its failed links again")
+    if "failed_to_download" not in known["status"].to_pylist():
+        raise InputError(f"{earlier}: no link failed; there is nothing to ask again")
+    return known
+
+
+def download(captions: Path, site: Path | None, work: Path, settings: Download, processes: int, threads: int, progress, earlier: Path | None = None) -> dict:
     """Fetches every caption's picture into `work`: NNNNN.tar (`<key>.jpg`, `<key>.txt`) and fetched.parquet.
 
     Args:
         site: folder or zip that relative URLs point into, served over loopback meanwhile.
         work: may hold the finished shards of an interrupted run; they are not fetched again.
+        earlier: a finished download of these captions. Only its failed links are asked, and `work` gets its shards as they are, before the new ones.
 
     Returns:
         Counts by status and the commonest errors.
@@ -108,8 +123,17 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
         InputError if fewer than `settings.min_success` of the links gave a picture.
     """
     table = read_table(captions, CAPTIONS)
+    known, first = FETCHED.empty_table(), 0
+    if earlier:
+        known, first = _known(earlier, table), int(shard_paths(earlier, ".tar")[-1].stem) + 1
+        failed = pc.equal(known["status"], "failed_to_download")
+        table, known = table.filter(failed), known.filter(pc.invert(failed))
     raw = work / "raw"
     raw.mkdir(exist_ok=True)
+
+    def shard(name: str) -> Path:
+        return work / f"{first + int(name):05d}.tar"
+
     with serve(site) if site else nullcontext(None) as base:
         urls = [_absolute(u, base) for u in table["url"].to_pylist()]
         if not any(urls):
@@ -120,16 +144,16 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
         shards = -(-len(links) // settings.shard_rows)
         # A folder or zip of one's own comes over loopback; nothing else there may be asked, unless the parameter says so.
         allowed = "*" if settings.private_addresses else urlsplit(base).netloc if base else ""
-        _run_img2dataset((work / "links.parquet").absolute(), raw.absolute(), settings, allowed, processes, threads, shards, progress)
+        _run_img2dataset(
+            (work / "links.parquet").absolute(), raw.absolute(), settings, allowed, processes, threads, shards,
+            lambda name: _normalise(raw / f"{name}.tar", shard(name)), progress,
+        )
 
-    parts = sorted(p.with_suffix(".tar") for p in raw.glob("*.parquet"))
-    with ProcessPoolExecutor(processes) as pool:
-        list(progress(pool.map(_normalise, parts, [work / p.name for p in parts]), "sorting shards", total=len(parts)))
-
-    fetched = pa.concat_tables([pq.read_table(p.with_suffix(".parquet"), columns=["pair_key", "status", "error_message"]) for p in parts])
+    parts = sorted(raw.glob("*.parquet"))
+    fetched = pa.concat_tables([pq.read_table(p, columns=["pair_key", "status", "error_message"]) for p in parts])
     fetched = fetched.rename_columns(FETCHED.names).cast(FETCHED)
     refused = table.filter(pc.is_null(table["asked"]))["key"]
-    fetched = pa.concat_tables([fetched, pa.table([refused, ["failed_to_download"] * len(refused), [REFUSED] * len(refused)], schema=FETCHED)])
+    fetched = pa.concat_tables([known, fetched, pa.table([refused, ["failed_to_download"] * len(refused), [REFUSED] * len(refused)], schema=FETCHED)])
     write_table(fetched.sort_by("key"), work / "fetched.parquet", FETCHED)
 
     statuses = Counter(fetched["status"].to_pylist())
@@ -143,4 +167,7 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
     for path in [*raw.iterdir(), work / "links.parquet", work / "img2dataset.log"]:
         path.unlink() if path.is_file() else None
     raw.rmdir()
-    return {"links": len(fetched), "shards": len(parts), **{s: statuses[s] for s in ("success", "failed_to_download", "failed_to_resize")}}
+    for path in shard_paths(earlier, ".tar") if earlier else []:
+        if not (work / path.name).exists():
+            os.link(path, work / path.name)
+    return {"links": len(fetched), "shards": first + len(parts), **{s: statuses[s] for s in ("success", "failed_to_download", "failed_to_resize")}}

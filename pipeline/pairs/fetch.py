@@ -1,4 +1,4 @@
-"""img2dataset in a process of its own that asks no private address, and ends when the stage that started it ends.
+"""img2dataset in a process of its own that asks no private address, takes no picture for what it is not, and ends when the stage that started it ends.
 
     python -m pipeline.pairs.fetch --url_list=…   (img2dataset's options)
 
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 ALLOWED = "FETCH_ALLOWED"
 LOOK_EVERY = 0.5  # seconds
 REFUSED = "private address refused"
+MAX_PIXELS = 50_000_000  # 150 MB decoded; up to 3 GB where there is transparency, which img2dataset blends in doubles
 
 
 def is_private(address: str) -> bool:
@@ -47,6 +48,25 @@ def refuse_private_addresses(allowed: set[str]) -> None:
     socket.getaddrinfo = guarded
 
 
+def check_pictures(cv2) -> None:
+    """From now on, `cv2.imdecode` gives no picture of more than MAX_PIXELS, and the others with 8 bits per channel.
+
+    OpenCV writes 16 bits into a JPEG by cutting off at 255, which makes next to everything white.
+    """
+    decode = cv2.imdecode
+
+    def checked(content, flags):
+        try:
+            picture = decode(content, flags)
+        except cv2.error as error:
+            raise ValueError(f"more than {MAX_PIXELS // 10**6} million pixels" if "CV_IO_MAX_IMAGE" in str(error) else error.err) from None
+        if picture is not None and picture.dtype == "uint16":
+            return (picture >> 8).astype("uint8")
+        return picture if picture is not None and picture.dtype == "uint8" else None
+
+    cv2.imdecode = checked
+
+
 def end_with(parent: int) -> None:
     """Ends this process as soon as its parent is another one: a killed stage leaves no downloads behind."""
 
@@ -63,6 +83,10 @@ if __name__ in ("__main__", "__mp_main__"):  # the second is its name in the wor
     if (names := os.environ[ALLOWED]) != "*":
         proxies = {urlsplit(url).netloc.rpartition("@")[2] for url in urllib.request.getproxies().values()}
         refuse_private_addresses(set(names.split()) | proxies)
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV looks once, when it is imported
+    import cv2
+
+    check_pictures(cv2)
 
 if __name__ == "__main__":
     from img2dataset.main import main

@@ -26,6 +26,14 @@ def inspect(picture: bytes) -> tuple[int | None, int | None, str | None]:
         return None, None, str(error).partition("(")[0].strip()
 
 
+def failure_reasons(pairs: pl.DataFrame, most: int = 10) -> dict[str, int]:
+    """How many pairs have no picture for which reason, the commonest first; reasons after the first `most` are counted as one."""
+    reason = pl.col("error").str.replace(r"^<urlopen error (.*)>$", "$1").str.replace(r"^\[Errno -?\d+\] ", "").str.strip_chars()
+    failed = pairs.filter(pl.col("status") != "success").group_by(reason.alias("reason")).len().sort("len", "reason", descending=[True, False])
+    found = dict(failed.head(most).iter_rows())
+    return found | ({"other reasons": rest} if (rest := failed["len"].sum() - sum(found.values())) else {})
+
+
 def index_pairs(captions: Path, shards: Path, progress) -> tuple[pa.Table, dict[str, int]]:
     """Joins captions, fetch results and pictures by key.
 

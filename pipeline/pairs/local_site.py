@@ -1,4 +1,4 @@
-"""Serves a folder or zip of pictures over loopback HTTP, so that local pictures travel the road of web pictures."""
+"""Serves a folder (tars in it included) or zip of pictures over loopback HTTP, so that local pictures travel the road of web pictures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,43 @@ from typing import Callable, Iterator
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import InputError
+from pipeline.pairs.tars import tar_files
+
+
+def _tar_opener() -> Callable[[Path, str], bytes | None]:
+    """(tar, member) → content, or None if the tar has no such file. Nothing is unpacked, so a member's name leads nowhere."""
+    tars: dict[Path, dict[str, tuple[int, int]]] = {}
+    lock = threading.Lock()
+
+    def from_tar(path: Path, member: str) -> bytes | None:
+        with lock:
+            if path not in tars:
+                tars[path] = {m.name: (m.offset_data, m.size) for m, _ in tar_files(path)}
+        if member not in tars[path]:
+            return None
+        at, size = tars[path][member]
+        with open(path, "rb") as file:
+            file.seek(at)
+            return file.read(size)
+
+    return from_tar
 
 
 def _opener(root: Path) -> Callable[[str], bytes | None]:
     """name → content, or None if there is no such file inside `root`."""
     if root.is_dir():
         top = root.resolve()
+        read_member = _tar_opener()
 
         def from_folder(name: str) -> bytes | None:
-            path = (top / name).resolve()
-            return path.read_bytes() if path.is_relative_to(top) and path.is_file() else None
+            def file(path: Path) -> Path | None:
+                return path if path.is_relative_to(top) and path.is_file() else None
+
+            if found := file((top / name).resolve()):
+                return found.read_bytes()
+            shard, inside, member = name.partition(".tar/")
+            found = file((top / f"{shard}.tar").resolve()) if inside else None
+            return read_member(found, member) if found else None
 
         return from_folder
     if not zipfile.is_zipfile(root):

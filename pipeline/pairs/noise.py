@@ -102,6 +102,7 @@ def filter_pairs(pairs: Path, features: Path, settings: Filter) -> tuple[pa.Tabl
         words=pl.col("caption").str.split(" ").list.len(),
     ).with_columns(
         reason=pl.when((pl.col("words") < settings.min_words) | (pl.col("caption").str.len_chars() < settings.min_characters)).then(pl.lit("short caption"))
+        .when(pl.col("caption").str.len_chars() > settings.max_characters).then(pl.lit("long caption"))
         .when(sides < settings.min_side).then(pl.lit("small picture"))
         .when(pl.max_horizontal("width", "height") > settings.max_aspect * sides).then(pl.lit("long picture"))
         .when("same_file").then(pl.lit("same file"))

@@ -28,6 +28,7 @@ class Filter(Section):
 
     min_words: Annotated[int, Field(ge=0)]
     min_characters: Annotated[int, Field(ge=0)]
+    max_characters: Count  # CLIP reads 77 tokens, a few hundred characters; what is much longer is a page's text
     min_side: Annotated[int, Field(ge=0)]  # pixels
     max_aspect: Annotated[float, Field(ge=1)]  # longer side / shorter side
     duplicate_similarity: Annotated[float, Field(gt=0, le=1.01)]  # cosine of image features; above 1: off

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Sequence
@@ -14,21 +13,14 @@ import pyarrow as pa
 from pipeline.artifacts import from_vectors, read_table, shard_paths, vector_dim
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import features_schema
+from pipeline.pairs.tars import tar_files
 
 
 def read_pictures(shard: Path) -> Iterator[tuple[str, bytes]]:
     """(key, JPEG bytes) of one shard, in key order."""
-    try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                if member.name.endswith(".jpg"):
-                    yield member.name.removesuffix(".jpg"), tar.extractfile(member).read()
-    except tarfile.TarError as error:
-        raise _not_complete(shard, error) from None
-
-
-def _not_complete(shard: Path, why: object) -> InputError:
-    return InputError(f"{shard}: not a complete tar file ({why}); delete it and run `dvc repro` again")
+    for member, content in tar_files(shard):
+        if member.name.endswith(".jpg"):
+            yield member.name.removesuffix(".jpg"), content.read()
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Located:
                 tar.seek(offset)
                 found.append(tar.read(size))
             if len(found[-1]) < size:
-                raise _not_complete(path, "it ends inside a picture")
+                raise InputError(f"{path}: not a complete tar file (it ends inside a picture); delete it and run `dvc repro` again")
         return found
 
 
@@ -76,14 +68,11 @@ def locate_pictures(folder: Path, keys: Sequence[str], shards: Sequence[str | No
     for number, name in enumerate(progress(names, "finding pictures")):
         missing, path = wanted.pop(name), folder / name
         try:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if (row := missing.pop(member.name, None)) is not None:
-                        file[row], offset[row], size[row] = number, member.offset_data, member.size
+            for member, _ in tar_files(path):
+                if (row := missing.pop(member.name, None)) is not None:
+                    file[row], offset[row], size[row] = number, member.offset_data, member.size
         except FileNotFoundError:
             raise InputError(f"{path}: missing; run `dvc repro` again") from None
-        except tarfile.TarError as error:
-            raise _not_complete(path, error) from None
         if missing:
             raise InputError(f"{path}: holds no picture '{next(iter(missing))}', which the index names; delete the folder and run `dvc repro` again")
     return Located([folder / name for name in names], file, offset, size)

@@ -42,6 +42,16 @@ def funnel(counts: dict[str, int]) -> go.Figure:
     return figure
 
 
+def failures(counts: dict[str, int]) -> go.Figure:
+    """Bars of the reasons why captions have no picture."""
+    names = [name if len(name) <= 60 else f"{name[:59]}…" for name in counts]
+    bars = go.Bar(y=list(range(len(counts))), x=list(counts.values()), orientation="h", text=[f"{n:,}" for n in counts.values()], textposition="auto", hovertext=list(counts), hoverinfo="text", marker_color=COLOURS[1])
+    figure = _styled(go.Figure(bars), 60 + 30 * len(counts), xaxis_title="captions without a picture")
+    figure.update_yaxes(automargin=True, autorange="reversed", tickvals=list(range(len(counts))), ticktext=names)
+    figure.update_layout(margin_t=10)
+    return figure
+
+
 def score_histogram(scores: np.ndarray, judged: np.ndarray, floor: float) -> go.Figure:
     """Match scores of the pairs that the mismatch rule judged, where it cuts, and what share any other threshold would keep."""
     heights, edges = np.histogram(scores[judged], bins=60)

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from pipeline.params import Section
+
+
+class Obtain(Section):
+    """Where a table comes from that is not there yet."""
+
+    url: Annotated[str, Field(pattern="^https?://")]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Source(Section):
     """A table of captions and URLs, with or without pictures of its own."""
 
     path: str  # folder that holds the table, and the pictures if they are local
-    table: str  # file in `path`: .tsv, .csv or .parquet
+    table: str  # file in `path`: .tsv, .csv or .parquet; or a pattern of tars that hold pictures with their captions (*.tar)
+    obtain: Obtain | None  # fetch the table if it is not there; null: never
     columns: list[str] | None  # names of the columns of a table without a header row; null: it has one
     pictures: str | None  # folder or zip in `path` that relative URLs point into; null: all URLs are absolute
     bad_rows: Literal["error", "drop"]  # rows without caption or URL, or with stray tabs: stop, or drop and count
+
+    @model_validator(mode="after")
+    def _tars_hold_everything(self) -> Source:
+        if self.table.endswith(".tar"):
+            if self.pictures != ".":
+                raise ValueError(f"with a 'table' of tars, 'pictures' is \".\": the pictures are in them; but it is {self.pictures!r}")
+            if self.columns is not None or self.obtain is not None:
+                raise ValueError("with a 'table' of tars, 'columns' and 'obtain' are null")
+        return self

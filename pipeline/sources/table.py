@@ -2,60 +2,99 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
+import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ftfy import TextFixerConfig, fix_text
 
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import CAPTIONS
+from pipeline.pairs.tars import tar_files
 from pipeline.sources.params import Source
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of its last line, fields) of every row; [] for an empty one."""
+# The rest of what ftfy does (straight quotes, ligatures, narrow letters) changes how a caption is set, not what it says.
+MENDED = TextFixerConfig(uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False, explain=False)
+PICTURES = ("jpg", "jpeg", "png", "webp")
+
+
+def _text(content: bytes, counts: Counter) -> str | None:
+    """UTF-8, or else Windows-1252 and counted; None if it is neither, or holds a NUL, which no text does."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        try:
+            text = content.decode("cp1252")
+        except UnicodeDecodeError:
+            return None
+        counts["not_utf8"] += 1
+    return None if "\0" in text else text
+
+
+def _mended(caption: str, counts: Counter) -> str:
+    """The caption in one line, without double encoding ("cafÃ©") and HTML's signs ("&amp;"), as CLIP's tokenizer would take it."""
+    caption = " ".join(caption.split())
+    if caption.isascii() and caption.isprintable() and "&" not in caption:
+        return caption  # next to all are: nothing to look for
+    mended = " ".join(fix_text(caption, MENDED).split())
+    counts["mended"] += mended != caption
+    return mended
+
+
+def _lines(path: Path, counts: Counter) -> Iterator[str | None]:
+    """The lines of a text file with their ends; None for one that is no text."""
+    with open(path, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            with open(path, encoding="utf-16", newline="\n") as wide:
+                yield from wide
+            return
+        file.seek(0)
+        for number, line in enumerate(file):
+            yield _text(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line, counts)
+
+
+def _split(path: Path, counts: Counter) -> Iterator[tuple[int, list[str] | None]]:
+    """(number of its last line, fields) of every row; [] for an empty one, None for one that is no text."""
     try:
         if path.suffix == ".csv":
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, strict=True)
-                for row in reader:
-                    yield reader.line_num, row
+            reader = csv.reader(("\0" if line is None else line for line in _lines(path, counts)), strict=True)
+            for row in reader:
+                yield reader.line_num, None if any("\0" in field for field in row) else row
         else:
             # A TSV has no quoting: a `"` is a character like any other, as in Conceptual Captions.
-            with open(path, encoding="utf-8-sig", newline="\n") as file:
-                for number, line in enumerate(file, 1):
-                    yield number, line.rstrip("\r\n").split("\t") if line.strip() else []
+            for number, line in enumerate(_lines(path, counts), 1):
+                yield number, None if line is None else line.rstrip("\r\n").split("\t") if line.strip() else []
     except csv.Error as error:
         raise InputError(f"{path}: not valid CSV ({error}): a stray quote? Double it, or save the table as .tsv, where quotes mean nothing") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it, e.g. with iconv") from None
+        raise InputError(f"{path}: starts like UTF-16 text, but is none (byte {error.start}); obtain it again, or convert it to UTF-8") from None
 
 
-def _rows(path: Path, columns: list[str] | None) -> tuple[list[str], Iterator[tuple[int, list[str] | None, str]]]:
-    """Column names, and (row number as an editor counts, fields or None, complaint) for each row."""
-    if path.suffix == ".parquet":
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a complete Parquet file ({str(error).splitlines()[0]}); obtain it again") from None
-        return table.column_names, ((i, ["" if v is None else str(v) for v in row], "") for i, row in enumerate(zip(*(c.to_pylist() for c in table.columns)), 1))
-    if path.suffix not in (".tsv", ".csv"):
-        raise InputError(f"{path}: not a .tsv, .csv or .parquet file; convert it or name another one in 'source.table'")
-    numbered = _lines(path)
+Rows = Iterator[tuple[int, list[str] | None, str]]
+
+
+def _text_rows(path: Path, columns: list[str] | None, counts: Counter) -> tuple[list[str], Rows]:
+    numbered = _split(path, counts)
     if columns is None:
         _, columns = next(numbered, (0, None))
         if not columns:
             raise InputError(f"{path}: is empty, or its first row is; obtain it again")
 
-    def checked() -> Iterator[tuple[int, list[str] | None, str]]:
+    def checked() -> Rows:
         for number, fields in numbered:
-            if not fields:
+            if fields is None:
+                yield number, None, "is neither UTF-8 nor Windows-1252 text"
+            elif not fields:
                 yield number, None, "is empty"
             elif len(fields) != len(columns):
                 yield number, None, f"has {len(fields)} fields instead of {len(columns)} (a tab or a line break inside a caption?)"
@@ -65,13 +104,78 @@ def _rows(path: Path, columns: list[str] | None) -> tuple[list[str], Iterator[tu
     return columns, checked()
 
 
+def _parquet_rows(path: Path, counts: Counter) -> tuple[list[str], Rows]:
+    try:
+        file = pq.ParquetFile(path)
+        used = [name for name in file.schema_arrow.names if name in ("caption", "url", "key")]  # others may be anything, pictures too
+        table = file.read(columns=used)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a complete Parquet file ({str(error).splitlines()[0]}); obtain it again") from None
+    is_text = [pa.types.is_string(t) or pa.types.is_large_string(t) for t in table.schema.types]
+    columns = [c.cast(pa.large_binary()) if text else c for c, text in zip(table.columns, is_text)]  # Arrow does not look whether it is UTF-8
+
+    def checked() -> Rows:
+        for number, row in enumerate(zip(*(c.to_pylist() for c in columns)), 1):
+            fields = [_text(v, counts) if isinstance(v, bytes) else "" if v is None else str(v) for v in row]
+            yield (number, None, "is neither UTF-8 nor Windows-1252 text") if None in fields else (number, fields, "")
+
+    return used if {"caption", "url"} <= set(used) else file.schema_arrow.names, checked()
+
+
+def _tar_rows(folder: Path, pattern: str, counts: Counter) -> tuple[list[str], Rows]:
+    """A row for each picture in the tars: its caption is the .txt of the same name, or `caption` in its .json; its URL is TAR/PICTURE."""
+    paths = sorted(folder.glob(pattern))
+
+    def checked() -> Rows:
+        number = 0
+        for path in paths:
+            pictures, captions = {}, {}
+            for member, content in tar_files(path):
+                stem, _, kind = member.name.rpartition(".")
+                if kind.lower() in PICTURES:
+                    pictures[stem] = member.name
+                elif kind == "txt":
+                    captions[stem] = _text(content.read(), counts)
+                elif kind == "json" and stem not in captions:
+                    captions[stem] = _caption_of(content.read(), counts)
+            for stem, name in pictures.items():
+                number += 1
+                url = f"{path.relative_to(folder)}/{name}"
+                yield number, [captions.get(stem) or "", url], "" if captions.get(stem) else f"({url}) has no caption"
+
+    return ["caption", "url"], checked()
+
+
+def _caption_of(content: bytes, counts: Counter) -> str | None:
+    try:
+        found = json.loads(_text(content, counts) or "null")
+    except json.JSONDecodeError:
+        return None
+    caption = found.get("caption") if isinstance(found, dict) else None
+    return caption if isinstance(caption, str) else None
+
+
+def _rows(source: Source, counts: Counter) -> tuple[list[str], Rows]:
+    """Column names, and (row number as an editor counts, fields or None, complaint) for each row."""
+    path = Path(source.path) / source.table
+    if path.suffix == ".tar" and any(Path(source.path).glob(source.table)):
+        return _tar_rows(Path(source.path), source.table, counts)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such table; 'source.path' and 'source.table' say where it is, 'source.obtain' where it comes from")
+    if path.suffix == ".parquet":
+        return _parquet_rows(path, counts)
+    if path.suffix not in (".tsv", ".csv"):
+        raise InputError(f"{path}: not a .tsv, .csv or .parquet file; convert it or name another one in 'source.table'")
+    return _text_rows(path, source.columns, counts)
+
+
 def row_key(caption: str, url: str) -> str:
     """16 hex digits that stay the same when rows are added or moved."""
     return hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=8).hexdigest()
 
 
 def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
-    """The table as key, caption, url, sorted by key.
+    """The table as key, caption, url, sorted by key, and what was counted on the way. Captions are mended (`_mended`).
 
     A `key` column of the table's own is used as it is; otherwise keys are made from URL and caption,
     and a row that repeats an earlier one in both is dropped and counted.
@@ -80,9 +184,8 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
     `drop`) and for a key given twice, naming the rows.
     """
     path = Path(source.path) / source.table
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such table; 'source.path' and 'source.table' say where it is")
-    columns, rows = _rows(path, source.columns)
+    counts = Counter(not_utf8=0, mended=0)
+    columns, rows = _rows(source, counts)
     missing = [c for c in ("caption", "url") if c not in columns]
     if missing:
         raise InputError(f"{path}: no column '{missing[0]}' among {', '.join(columns)}; rename it, or list the names in 'source.columns' if the table has no header row")
@@ -94,8 +197,8 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
     repeated = 0
     for number, fields, complaint in rows:
         if fields is not None:
-            caption, url = " ".join(fields[at["caption"]].split()), fields[at["url"]].strip()
-            if not caption or not url:
+            caption, url = _mended(fields[at["caption"]], counts), fields[at["url"]].strip()
+            if not complaint and not (caption and url):
                 complaint = f"has no {'caption' if not caption else 'URL'}"
         if complaint:
             bad.append(f"row {number} {complaint}")
@@ -117,4 +220,4 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
         raise InputError(f"{path}: holds no usable row; is it the right table?")
     good.sort()
     table = pa.table([list(c) for c in zip(*good)], schema=CAPTIONS)
-    return table, {"captions": len(good), "repeated_rows": repeated, "bad_rows": len(bad)}
+    return table, {"captions": len(good), "repeated_rows": repeated, "bad_rows": len(bad), **counts}

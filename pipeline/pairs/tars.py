@@ -1,0 +1,32 @@
+"""Reads tar archives and notices when one is cut off, wherever the cut is."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+from typing import IO, Iterator
+
+from pipeline.errors import InputError
+
+
+def tar_files(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """(member, its content to be read) of every file in an uncompressed archive, in the archive's order.
+
+    Raises InputError naming the archive if it ends within a file or before the block of zeros that
+    closes it. tarfile itself takes an end between two blocks, and damage behind the first file, for the
+    end of the archive.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            size = os.fstat(tar.fileobj.fileno()).st_size
+            for member in tar:
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"it ends within {member.name}")
+                if member.isfile():
+                    yield member, tar.extractfile(member)
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it is cut off or damaged")
+    except tarfile.TarError as error:
+        raise InputError(f"{path}: not a complete tar file ({error}); delete it, then obtain it again or run `dvc repro`") from None
