@@ -18,7 +18,7 @@ check: $(READY)  ## is params.yaml sound?
 test: $(READY)  ## everything that CI checks, one demo run included
 	@python -m pytest
 
-test-slow: $(READY)  ## the minutes-long checks too
+test-slow: $(VENV)/.ray  ## the minutes-long checks too
 	@python -m pytest -m ""
 
 dag: $(READY)  ## draw the stages
@@ -27,6 +27,10 @@ dag: $(READY)  ## draw the stages
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/.ray: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,ray]"
 	@touch $@
 
 clean:  ## forget the environment; data and cache stay

@@ -3,8 +3,10 @@
     python stages/download.py --captions data/captions.parquet --out data/shards
 
 Relative URLs are served over loopback HTTP from `source.pictures`. With --retry-failed, the links that failed
-in the finished folder --out are asked again; its shards stay as they are, and new ones follow them. Speed is set by the environment:
-DOWNLOAD_PROCESSES (default: number of cores) and DOWNLOAD_THREADS (default: 32 per process).
+in the finished folder --out are asked again; its shards stay as they are, and new ones follow them. Speed is
+set by the environment: DOWNLOAD_PROCESSES (default: number of cores) and DOWNLOAD_THREADS (default: 32 per
+process). ENGINE=ray fetches on a Ray cluster, one process per core, unless there are such pictures of one's
+own (docs/scale.md).
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

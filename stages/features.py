@@ -8,7 +8,6 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 from pathlib import Path
 
 from pipeline.artifacts import fingerprint, resumable_folder
-from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.pairs.features import extract_features
 from pipeline.params import load_params
@@ -24,10 +23,9 @@ def main():
     cli.add_argument("--out", type=Path, required=True, help="folder for NNNNN.parquet: key, image, text")
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    backbone = load_backbone(p.backbone.path)
     with resumable_folder(args.out, fingerprint(p.backbone, args.pairs, args.shards, p.backbone.path)) as work:
-        pairs = extract_features(args.pairs, args.shards, work, backbone, progress)
-    return f"{pairs} pairs, {backbone.dim} dimensions, {backbone.device.type}", {"pairs": pairs, "dimensions": backbone.dim}, args.metrics
+        pairs, dim = extract_features(args.pairs, args.shards, work, Path(p.backbone.path), progress)
+    return f"{pairs} pairs, {dim} dimensions", {"pairs": pairs, "dimensions": dim}, args.metrics
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.artifacts import read_table, to_vectors, write_table
-from pipeline.clip.backbone import load_backbone
 from pipeline.errors import InputError
 from pipeline.pairs.download import download
 from pipeline.pairs.features import extract_features
@@ -318,7 +317,7 @@ def test_odd_pictures_on_the_real_road(tmp_path):
     assert failure_reasons(rows)["more than 50 million pixels"] == 1
     write_table(pairs, tmp_path / "pairs.parquet", PAIRS)
     (tmp_path / "features").mkdir()
-    assert extract_features(tmp_path / "pairs.parquet", tmp_path / "work", tmp_path / "features", load_backbone(str(ROOT / "demo" / "backbone")), QUIET) == rows["status"].eq("success").sum()
+    assert extract_features(tmp_path / "pairs.parquet", tmp_path / "work", tmp_path / "features", ROOT / "demo" / "backbone", QUIET)[0] == rows["status"].eq("success").sum()
 
 
 def test_a_shard_cut_anywhere_is_noticed(fetched, tmp_path):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Callable
 
 import polars as pl
 import pyarrow as pa
 from sentence_transformers import SentenceTransformer
 
-from pipeline.artifacts import read_table, to_vectors, write_table
+from pipeline.artifacts import read_table, shard_paths, to_vectors, vector_dim, write_table
 from pipeline.clustering.schemas import sentences_schema
+from pipeline.engine import mapped
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import KEPT
 
@@ -29,6 +32,17 @@ def model_path(name: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / inside)
 
 
+def _encoder(model: str, parts: list[pl.DataFrame]) -> Callable[[int], pa.Table]:
+    encoder = SentenceTransformer(model_path(model))
+
+    def encode(shard: int) -> pa.Table:
+        rows = parts[shard]
+        vectors = encoder.encode(rows["caption"].to_list(), batch_size=128, normalize_embeddings=True, show_progress_bar=sys.stderr.isatty())
+        return pa.table([rows["key"].to_arrow().cast(pa.string()), to_vectors(vectors)], schema=sentences_schema(vectors.shape[1]))
+
+    return encode
+
+
 def embed_captions(kept: Path, work: Path, model: str, progress) -> tuple[int, int]:
     """Writes work/NNNNN.parquet (key, embedding) for each shard of kept captions that is not there yet.
 
@@ -36,12 +50,8 @@ def embed_captions(kept: Path, work: Path, model: str, progress) -> tuple[int, i
         Number of captions, and of dimensions.
     """
     table = pl.from_arrow(read_table(kept, KEPT, ["key", "caption", "kept"])).filter("kept")
-    encoder = SentenceTransformer(model_path(model))
-    dim = encoder.get_embedding_dimension()
-    for shard, rows in enumerate(progress(list(table.iter_slices(SHARD_ROWS)), "embedding")):
-        out = work / f"{shard:05d}.parquet"
-        if not out.exists():
-            vectors = encoder.encode(rows["caption"].to_list(), batch_size=128, normalize_embeddings=True, show_progress_bar=sys.stderr.isatty())
-            schema = sentences_schema(dim)
-            write_table(pa.table([rows["key"].to_arrow().cast(pa.string()), to_vectors(vectors)], schema=schema), out, schema)
-    return len(table), dim
+    parts = list(table.iter_slices(SHARD_ROWS))
+    missing = {shard: out for shard in range(len(parts)) if not (out := work / f"{shard:05d}.parquet").exists()}
+    for shard, embeddings in progress(mapped(partial(_encoder, model, parts), list(missing), gpu=True), "embedding", total=len(missing)):
+        write_table(embeddings, missing[shard], embeddings.schema)
+    return len(table), vector_dim(shard_paths(work)[0], "embedding")

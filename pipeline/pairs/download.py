@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import read_table, replacing, shard_paths, write_table
+from pipeline.engine import on_ray
 from pipeline.errors import InputError
 from pipeline.pairs.fetch import ALLOWED
 from pipeline.pairs.local_site import serve
@@ -39,7 +40,7 @@ def _absolute(url: str, base: str | None) -> str | None:
     return None
 
 
-def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, processes: int, threads: int, shards: int, finish: Callable[[str], None], progress) -> None:
+def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, distributor: str, processes: int, threads: int, shards: int, finish: Callable[[str], None], progress) -> None:
     """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all links fail. `finish` gets the name of every finished shard."""
     options = {
         "url_list": links, "input_format": "parquet", "url_col": "url", "caption_col": "caption",
@@ -48,7 +49,7 @@ def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, p
         "resize_mode": "keep_ratio", "resize_only_if_bigger": True, "skip_reencode": True, "extract_exif": False,
         "timeout": settings.timeout, "retries": settings.retries, "processes_count": processes, "thread_count": threads,
         "user_agent_token": "img2dataset",  # pages that refuse it by name are left alone, like those that refuse all
-        "enable_wandb": False, "incremental_mode": "incremental",
+        "enable_wandb": False, "incremental_mode": "incremental", "distributor": distributor,
     }
     command = [sys.executable, "-m", "pipeline.pairs.fetch", *(f"--{k}={v}" for k, v in options.items())]
     log = raw.parent / "img2dataset.log"
@@ -112,7 +113,7 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
     """Fetches every caption's picture into `work`: NNNNN.tar (`<key>.jpg`, `<key>.txt`) and fetched.parquet.
 
     Args:
-        site: folder or zip that relative URLs point into, served over loopback meanwhile.
+        site: folder or zip that relative URLs point into, served over loopback meanwhile, so that this machine fetches all.
         work: may hold the finished shards of an interrupted run; they are not fetched again.
         earlier: a finished download of these captions. Only its failed links are asked, and `work` gets its shards as they are, before the new ones.
 
@@ -122,6 +123,7 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
     Raises:
         InputError if fewer than `settings.min_success` of the links gave a picture.
     """
+    distributor = "ray" if on_ray() and site is None else "multiprocessing"
     table = read_table(captions, CAPTIONS)
     known, first = FETCHED.empty_table(), 0
     if earlier:
@@ -145,7 +147,7 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
         # A folder or zip of one's own comes over loopback; nothing else there may be asked, unless the parameter says so.
         allowed = "*" if settings.private_addresses else urlsplit(base).netloc if base else ""
         _run_img2dataset(
-            (work / "links.parquet").absolute(), raw.absolute(), settings, allowed, processes, threads, shards,
+            (work / "links.parquet").absolute(), raw.absolute(), settings, allowed, distributor, processes, threads, shards,
             lambda name: _normalise(raw / f"{name}.tar", shard(name)), progress,
         )
 

@@ -2,8 +2,8 @@
 
     python -m pipeline.pairs.fetch --url_list=…   (img2dataset's options)
 
-img2dataset starts its workers anew, and each imports this module before it fetches anything. What is
-allowed comes in the environment: FETCH_ALLOWED is "*" or host:port pairs with spaces between them.
+img2dataset starts its workers anew, and each imports this module before it fetches anything; Ray's workers
+call `guard` before they take a task, and take none if that fails. What is allowed comes in the environment: FETCH_ALLOWED is "*" or host:port pairs with spaces between them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sys
 import threading
 import time
 import urllib.request
+from contextlib import nullcontext
 from urllib.parse import urlsplit
+
+from pipeline.engine import cluster
 
 ALLOWED = "FETCH_ALLOWED"
 LOOK_EVERY = 0.5  # seconds
@@ -78,8 +82,8 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-if __name__ in ("__main__", "__mp_main__"):  # the second is its name in the workers
-    end_with(os.getppid())
+def guard() -> None:
+    """From now on this process asks only what ALLOWED and the proxies of the environment say, and takes pictures as `check_pictures` does."""
     if (names := os.environ[ALLOWED]) != "*":
         proxies = {urlsplit(url).netloc.rpartition("@")[2] for url in urllib.request.getproxies().values()}
         refuse_private_addresses(set(names.split()) | proxies)
@@ -88,7 +92,16 @@ if __name__ in ("__main__", "__mp_main__"):  # the second is its name in the wor
 
     check_pictures(cv2)
 
-if __name__ == "__main__":
-    from img2dataset.main import main
 
-    main()
+RAY = "--distributor=ray"
+
+if __name__ in ("__main__", "__mp_main__"):  # the second is its name in the workers
+    end_with(os.getppid())
+    if RAY not in sys.argv:  # else this process fetches nothing itself, and Ray's own services are private addresses
+        guard()
+
+if __name__ == "__main__":
+    with cluster({ALLOWED: os.environ[ALLOWED]}, "pipeline.pairs.fetch.guard") if RAY in sys.argv else nullcontext():
+        from img2dataset.main import main
+
+        main()

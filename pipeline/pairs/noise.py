@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Callable
 
 import faiss
 import numpy as np
@@ -12,17 +14,30 @@ from scipy.optimize import brentq
 from sklearn.mixture import GaussianMixture
 
 from pipeline.artifacts import read_table
+from pipeline.engine import mapped
 from pipeline.errors import InputError
 from pipeline.pairs.params import Filter
 from pipeline.pairs.reading import read_features
 from pipeline.pairs.schemas import KEPT, PAIRS
 
+QUERY_ROWS = 16_384  # in one piece of work, whatever the engine: the last bits of a product depend on it
 
-def neighbourhood(queries: np.ndarray, base: np.ndarray, count: int) -> np.ndarray:
-    """(n,) mean inner product of every query with its `count` nearest rows of `base`."""
-    index = faiss.IndexFlatIP(base.shape[1])
-    index.add(base)
-    return index.search(queries, min(count, len(base)))[0].mean(axis=1)
+
+def _searcher(image: np.ndarray, text: np.ndarray, count: int) -> Callable[[int], pa.Table]:
+    def search(first: int) -> pa.Table:
+        side, start = divmod(first, len(image))
+        queries, base = ((image, text), (text, image))[side]
+        nearest, _ = faiss.knn(queries[start : start + QUERY_ROWS], base, min(count, len(base)), faiss.METRIC_INNER_PRODUCT)
+        return pa.table({"mean": nearest.mean(axis=1)})
+
+    return search
+
+
+def neighbourhoods(image: np.ndarray, text: np.ndarray, count: int) -> np.ndarray:
+    """(2, n) mean similarity of every picture with the `count` captions nearest to it, and of every caption with its pictures."""
+    firsts = [side * len(image) + start for side in (0, 1) for start in range(0, len(image), QUERY_ROWS)]
+    found = dict(mapped(partial(_searcher, image, text, count), firsts))
+    return np.concatenate([found[first]["mean"].to_numpy() for first in firsts]).reshape(2, -1)
 
 
 def match_scores(image: np.ndarray, text: np.ndarray, score: str, neighbours: int) -> np.ndarray:
@@ -35,7 +50,8 @@ def match_scores(image: np.ndarray, text: np.ndarray, score: str, neighbours: in
     own = np.einsum("nd,nd->n", image, text)
     if score == "cosine":
         return own
-    return 2 * own - neighbourhood(image, text, neighbours) - neighbourhood(text, image, neighbours)
+    of_image, of_text = neighbourhoods(image, text, neighbours)
+    return 2 * own - of_image - of_text
 
 
 def mixture_crossing(scores: np.ndarray, mismatch: float) -> float:
