@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
+from pynndescent import NNDescent
 
 from pipeline.errors import InputError
 
@@ -14,6 +15,16 @@ def exact_index(vectors: np.ndarray) -> faiss.Index:
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     return index
+
+
+def probed(n: int, seed: int) -> np.ndarray:
+    """Rows that a recall is measured on."""
+    return np.random.default_rng(seed).choice(n, min(PROBES, n), replace=False)
+
+
+def share_found(true: np.ndarray, found: np.ndarray) -> float:
+    """Recall: which share of the (n, count) true neighbours is among those found."""
+    return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(true, found)]))
 
 
 def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tuple[faiss.Index, float]:
@@ -29,12 +40,11 @@ def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tup
     index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1  # 1: no warning
     index.train(vectors)
     index.add(vectors)
-    probes = vectors[np.random.default_rng(seed).choice(n, min(PROBES, n), replace=False)]
+    probes = vectors[probed(n, seed)]
     true = exact_index(vectors).search(probes, count)[1]
     index.nprobe = 1
     while True:
-        found = index.search(probes, count)[1]
-        reached = float(np.mean([len(np.intersect1d(a, b)) / count for a, b in zip(true, found)]))
+        reached = share_found(true, index.search(probes, count)[1])
         if reached >= recall:
             return index, reached
         if index.nprobe == cells:
@@ -49,18 +59,34 @@ def search_index(vectors: np.ndarray, count: int, exact_up_to: int, recall: floa
     return exact_index(vectors), 1.0
 
 
-def neighbour_graph(index: faiss.Index, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n, count) indices and cosine distances of the nearest rows, each row itself first.
-
-    Where the cells that were looked into hold fewer rows, the rest is −1 at an infinite distance, which UMAP leaves out.
-    """
-    similarity, found = index.search(vectors, count)
-    rows = np.arange(len(vectors))
-    # Equal captions tie at distance 0, and faiss may list another of them before the row itself.
+def _itself_first(found: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The graph with each row as its own first neighbour; equal captions tie at distance 0, and another of them may come before it."""
+    rows = np.arange(len(found))
     for row in np.flatnonzero(found[:, 0] != rows):
         place = np.flatnonzero(found[row] == row)
-        swap = place[0] if len(place) else count - 1
-        found[row, swap], similarity[row, swap] = found[row, 0], similarity[row, 0]
-        found[row, 0], similarity[row, 0] = row, 1.0
-    distance = np.where(found < 0, np.inf, np.clip(1 - similarity, 0, 2))
-    return found.astype(np.int32), distance.astype(np.float32)
+        swap = place[0] if len(place) else found.shape[1] - 1
+        found[row, swap], distance[row, swap] = found[row, 0], distance[row, 0]
+        found[row, 0], distance[row, 0] = row, 0.0
+    return found.astype(np.int32), np.where(found < 0, np.inf, np.clip(distance, 0, 2)).astype(np.float32)
+
+
+def neighbour_graph(vectors: np.ndarray, count: int, exact_up_to: int, recall: float, seed: int) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+    """(n, count) indices and cosine distances of the nearest rows, each row itself first, and the recall: exact (1.0) up to `exact_up_to` rows.
+
+    Beyond, nearest-neighbour descent: for the graph of all rows, a search by cells takes several times as
+    long for less recall (docs/speed.md). A neighbour that is not found is −1 at an infinite distance, which UMAP leaves out.
+
+    Raises InputError if the recall stays below `recall`.
+    """
+    if len(vectors) <= exact_up_to:
+        similarity, found = exact_index(vectors).search(vectors, count)
+        return _itself_first(found, 1 - similarity), 1.0
+    n = len(vectors)
+    # as many trees and rounds as UMAP itself takes; one thread, because of the seed
+    trees, rounds = min(64, 5 + round(n**0.5 / 20)), max(5, round(np.log2(n)))
+    found, distance = NNDescent(vectors, metric="cosine", n_neighbors=count, random_state=seed, n_trees=trees, n_iters=rounds, max_candidates=60, n_jobs=1).neighbor_graph
+    probes = probed(n, seed)
+    reached = share_found(exact_index(vectors).search(vectors[probes], count)[1], found[probes])
+    if reached < recall:
+        raise InputError(f"the approximate neighbour graph of {n} captions has a recall of {reached:.3f}, but 'topics.recall' is {recall}; raise 'topics.exact_up_to' or lower 'topics.recall'")
+    return _itself_first(found, distance), reached

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 
-import faiss
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
@@ -18,7 +17,7 @@ with warnings.catch_warnings():
     import hdbscan
     import umap
 
-from pipeline.clustering.neighbours import exact_index, neighbour_graph, search_index
+from pipeline.clustering.neighbours import neighbour_graph, search_index
 from pipeline.clustering.params import Topics
 from pipeline.errors import InputError
 
@@ -66,7 +65,7 @@ def lay_out(vectors: np.ndarray, graph: tuple[np.ndarray, np.ndarray], reduced: 
     """
     shown = sample_of(len(vectors), settings.map_on, seed)
     if len(shown) < len(vectors):
-        graph = neighbour_graph(exact_index(vectors[shown]), vectors[shown], settings.neighbours)
+        graph, _ = neighbour_graph(vectors[shown], settings.neighbours, settings.exact_up_to, settings.recall, seed)
     place = np.full((len(vectors), 2), np.nan, np.float32)
     start = PCA(2, random_state=seed).fit_transform(reduced[shown])
     place[shown] = reduce(vectors[shown], graph, 2, 0.5, seed, init=10 * start / np.abs(start).max(), n_epochs=MAP_EPOCHS)
@@ -84,19 +83,19 @@ def group(vectors: np.ndarray, graph: tuple[np.ndarray, np.ndarray], settings: T
         ).fit(reduced.astype(np.float64))
 
 
-def cluster(vectors: np.ndarray, index: faiss.Index, settings: Topics, seed: int, progress) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
-    """(n,) topic, (n,) strength, (n, 2) place and how good the topics are, without outlier policy or sampling; `index` holds the vectors.
+def cluster(vectors: np.ndarray, settings: Topics, seed: int, progress) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+    """(n,) topic, (n,) strength, (n, 2) place and how good graph and topics are, without outlier policy or sampling.
 
     Validity is HDBSCAN's fast form of DBCV (−1 to 1); stability is the mean ARI with topics of other seeds.
     """
     steps = progress(None, "neighbours", total=3 + settings.repeats)
-    graph = neighbour_graph(index, vectors, settings.neighbours)
+    graph, recall = neighbour_graph(vectors, settings.neighbours, settings.exact_up_to, settings.recall, seed)
     advance(steps, "clustering")
     reduced, found = group(vectors, graph, settings, seed)
     count = int(found.labels_.max()) + 1
     if count < 2:
         raise InputError(f"{count} topics came out of {len(vectors)} captions; lower 'topics.min_cluster_size' (now {settings.min_cluster_size})")
-    quality = {"validity": round(float(found.relative_validity_), 4)}
+    quality = {"recall": round(recall, 4), "validity": round(float(found.relative_validity_), 4)}
     advance(steps, "mapping")
     place = lay_out(vectors, graph, reduced, settings, seed)
     agreement = []
@@ -124,15 +123,15 @@ def find_topics(vectors: np.ndarray, settings: Topics, seed: int, progress) -> t
         raise InputError(f"only {n} captions are left to cluster, but 'topics.neighbours' is {settings.neighbours}; lower it, or look why the filter drops so many")
     fitted = sample_of(n, settings.fit_on, seed)
     sample = vectors if len(fitted) == n else vectors[fitted]
-    index, recall = search_index(sample, settings.neighbours, settings.exact_up_to, settings.recall, seed)
     of_sample = settings.model_copy(update={"min_cluster_size": max(2, round(settings.min_cluster_size * len(fitted) / n))})
-    topic, strength, place, quality = cluster(sample, index, of_sample, seed, progress)
+    topic, strength, place, quality = cluster(sample, of_sample, seed, progress)
     if len(fitted) < n:
+        index, _ = search_index(sample, settings.neighbours, settings.exact_up_to, settings.recall, seed)
         nearest = index.search(vectors, 1)[1].ravel()  # of a caption of the sample: itself, or its equal
         nearest[fitted] = np.arange(len(fitted))
         topic, strength, place = topic[nearest], strength[nearest], place[nearest]
     counts = {
-        "recall": round(recall, 4), **quality, "captions": n, "fitted": len(fitted),
+        **quality, "captions": n, "fitted": len(fitted),
         "topics": int(topic.max()) + 1, "outliers_before": int((topic < 0).sum()),
     }
     if settings.outliers == "nearest":
