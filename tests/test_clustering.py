@@ -11,10 +11,11 @@ from tqdm import tqdm
 from pipeline.clustering.domains import find_domains, separation, split_topic
 from pipeline.clustering.labels import bertopic_tfidf, cluster_tfidf, coherence, count_words
 from pipeline.clustering.labels import describe_topics as describe_counted
-from pipeline.clustering.neighbours import neighbour_graph, search_index
+from pipeline.clustering.neighbours import neighbour_graph
 from pipeline.clustering.params import Domains, Label, Topics
 from pipeline.clustering.topics import find_topics, join_outliers
 from pipeline.errors import InputError
+from pipeline.neighbours import search_index
 
 
 def label(**changes):

@@ -422,13 +422,26 @@ def test_csls_by_brute_force():
     assert np.allclose(match_scores(image, text, "cosine", 4), np.diag(similarity), atol=1e-6)
 
 
+FILTER = dict(min_words=2, min_characters=6, max_characters=20, min_side=32, max_aspect=3, duplicate_similarity=0.999, exact_up_to=10**6, recall=0.95, score="csls", neighbours=10)
+
+
+def of(similarity, **others):
+    return Filter(**FILTER | {"duplicate_similarity": similarity, "select": "threshold", "threshold": 0.0} | others)
+
+
 def test_the_first_of_near_duplicates_stays():
     x = unit(np.array([[1, 0, 0], [0, 1, 0], [1, 0.001, 0], [1, 0, 0.002], [0, 0, 1]]))
-    assert near_duplicates(x, 0.999).tolist() == [False, False, True, True, False]
-    assert not near_duplicates(x, 1.01).any()
+    assert near_duplicates(x, of(0.999)).tolist() == [False, False, True, True, False]
+    assert not near_duplicates(x, of(1.01)).any()
 
 
-FILTER = dict(min_words=2, min_characters=6, max_characters=20, min_side=32, max_aspect=3, duplicate_similarity=0.999, score="csls", neighbours=10)
+def test_copies_are_found_in_cells_too():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(1500, 16))
+    x[1000:] = x[rng.integers(0, 1000, 500)] + 0.15 * rng.normal(size=(500, 16))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)[rng.permutation(1500)]
+    exact, cells = near_duplicates(x, of(0.95)), near_duplicates(x, of(0.95, exact_up_to=100, recall=0.99))
+    assert exact.sum() > 480 and (exact & cells).sum() >= 0.99 * exact.sum() and not (cells & ~exact).any()
 
 
 def two_groups(wrong=0.2, n=4000):

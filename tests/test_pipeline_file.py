@@ -91,7 +91,7 @@ def test_no_parameter_is_interpolated_into_a_command():
 
 def test_rooms_point_one_way():
     """stages → rooms → artifacts and params; see docs/architecture.md for the order of the rooms."""
-    order = ["errors", "params", "artifacts", "stage", "engine", "clip", "pairs", "sources", "clustering", "episodes", "prompts", "benchmarks", "gram", "world", "report", "schema"]
+    order = ["errors", "params", "artifacts", "stage", "engine", "neighbours", "clip", "pairs", "sources", "clustering", "episodes", "prompts", "benchmarks", "gram", "world", "report", "schema"]
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         room = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(path.read_text())):

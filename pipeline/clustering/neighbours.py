@@ -1,62 +1,12 @@
-"""Nearest neighbours among sentence embeddings: exact while that is cheap, approximate with a measured recall beyond."""
+"""The neighbour graph of sentence embeddings, which UMAP starts from."""
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 from pynndescent import NNDescent
 
 from pipeline.errors import InputError
-
-PROBES = 1000  # rows that the recall is measured on
-
-
-def exact_index(vectors: np.ndarray) -> faiss.Index:
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return index
-
-
-def probed(n: int, seed: int) -> np.ndarray:
-    """Rows that a recall is measured on."""
-    return np.random.default_rng(seed).choice(n, min(PROBES, n), replace=False)
-
-
-def share_found(true: np.ndarray, found: np.ndarray) -> float:
-    """Recall: which share of the (n, count) true neighbours is among those found."""
-    return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(true, found)]))
-
-
-def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tuple[faiss.Index, float]:
-    """An inverted file over (n, d) normalised rows that looks into as few cells as reach the recall.
-
-    Recall: share of the true `count` nearest rows that are found, over a sample of rows.
-
-    Raises InputError if even looking into all cells would be needed.
-    """
-    n, d = vectors.shape
-    cells = int(4 * n**0.5)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1  # 1: no warning
-    index.train(vectors)
-    index.add(vectors)
-    probes = vectors[probed(n, seed)]
-    true = exact_index(vectors).search(probes, count)[1]
-    index.nprobe = 1
-    while True:
-        reached = share_found(true, index.search(probes, count)[1])
-        if reached >= recall:
-            return index, reached
-        if index.nprobe == cells:
-            raise InputError(f"no approximate search over {n} captions reaches a recall of {recall}; raise 'topics.exact_up_to' or lower 'topics.recall'")
-        index.nprobe = min(index.nprobe + index.nprobe // 4 + 1, cells)
-
-
-def search_index(vectors: np.ndarray, count: int, exact_up_to: int, recall: float, seed: int) -> tuple[faiss.Index, float]:
-    """An index over (n, d) normalised rows, and its recall: exact (1.0) up to `exact_up_to` rows."""
-    if len(vectors) > exact_up_to:
-        return cell_index(vectors, count, recall, seed)
-    return exact_index(vectors), 1.0
+from pipeline.neighbours import exact_index, probed, share_found
 
 
 def _itself_first(found: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

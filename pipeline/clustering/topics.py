@@ -17,9 +17,10 @@ with warnings.catch_warnings():
     import hdbscan
     import umap
 
-from pipeline.clustering.neighbours import neighbour_graph, search_index
+from pipeline.clustering.neighbours import neighbour_graph
 from pipeline.clustering.params import Topics
 from pipeline.errors import InputError
+from pipeline.neighbours import search_index
 
 MAP_EPOCHS = 100  # UMAP's own default for few points is 500; the map starts from a finished layout
 

@@ -16,6 +16,7 @@ from sklearn.mixture import GaussianMixture
 from pipeline.artifacts import read_table
 from pipeline.engine import mapped
 from pipeline.errors import InputError
+from pipeline.neighbours import search_index
 from pipeline.pairs.params import Filter
 from pipeline.pairs.reading import read_features
 from pipeline.pairs.schemas import KEPT, PAIRS
@@ -82,14 +83,16 @@ def least_score(scores: np.ndarray, settings: Filter) -> float:
     return settings.threshold if settings.select == "threshold" else float(np.quantile(scores, settings.threshold))
 
 
-def near_duplicates(image: np.ndarray, similarity: float) -> np.ndarray:
-    """(n,) True where an earlier row shows (almost) the same picture; the first of each group stays."""
+def near_duplicates(image: np.ndarray, settings: Filter) -> np.ndarray:
+    """(n,) True where an earlier row shows (almost) the same picture; the first of each group stays.
+
+    Beyond `exact_up_to` rows, only as many cells are searched as hold `recall` of a picture's nearest ones.
+    """
     repeated = np.zeros(len(image), bool)
-    if similarity > 1:
+    if settings.duplicate_similarity > 1:
         return repeated
-    index = faiss.IndexFlatIP(image.shape[1])
-    index.add(image)
-    limits, _, found = index.range_search(image, similarity)
+    index, _ = search_index(image, settings.neighbours, settings.exact_up_to, settings.recall, seed=0)
+    limits, _, found = index.range_search(image, settings.duplicate_similarity)
     for row in range(len(image)):
         near = found[limits[row] : limits[row + 1]]
         repeated[row] = bool((~repeated[near[near < row]]).any())
@@ -114,7 +117,7 @@ def filter_pairs(pairs: Path, features: Path, settings: Filter) -> tuple[pa.Tabl
     judged = table.with_columns(
         score=pl.Series(scores, dtype=pl.Float32),
         same_file=pl.col("sha256").is_first_distinct().not_(),
-        near_copy=pl.Series(near_duplicates(image, settings.duplicate_similarity)),
+        near_copy=pl.Series(near_duplicates(image, settings)),
         words=pl.col("caption").str.split(" ").list.len(),
     ).with_columns(
         reason=pl.when((pl.col("words") < settings.min_words) | (pl.col("caption").str.len_chars() < settings.min_characters)).then(pl.lit("short caption"))

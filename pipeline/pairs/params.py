@@ -32,8 +32,10 @@ class Filter(Section):
     min_side: Annotated[int, Field(ge=0)]  # pixels
     max_aspect: Annotated[float, Field(ge=1)]  # longer side / shorter side
     duplicate_similarity: Annotated[float, Field(gt=0, le=1.01)]  # cosine of image features; above 1: off
+    exact_up_to: Count  # pairs: beyond, copies are searched in cells …
+    recall: Annotated[float, Field(gt=0, le=1)]  # … as many as find this share of a picture's nearest ones
     score: Literal["cosine", "csls"]  # plain CLIP similarity, or corrected for hubs by its neighbourhood
-    neighbours: Count  # how many neighbours make the neighbourhood of `csls`
+    neighbours: Count  # how many neighbours make the neighbourhood of `csls`, and measure `recall`
     select: Literal["threshold", "quantile", "mixture"]
     threshold: float  # `threshold`: the least score; `quantile`: the share of pairs to drop; `mixture`: the probability of a mismatch from which to drop
 
