@@ -98,13 +98,20 @@ def open_table(path: Path | str, schema: pa.Schema) -> pq.ParquetFile:
     return file
 
 
+@contextmanager
+def naming_damage(path: Path | str) -> Iterator[None]:
+    """Whatever Parquet finds wrong while it reads becomes an InputError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
+
+
 def read_table(path: Path | str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Reads one Parquet file after `open_table`'s checks."""
     file = open_table(path, schema)
-    try:
+    with naming_damage(path):
         return file.read(columns=columns or schema.names)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
 
 
 def shard_paths(folder: Path | str, suffix: str = ".parquet") -> list[Path]:

@@ -16,9 +16,11 @@ def exact_index(vectors: np.ndarray) -> faiss.Index:
     return index
 
 
-def probed(n: int, seed: int) -> np.ndarray:
-    """Rows that a recall is measured on."""
-    return np.random.default_rng(seed).choice(n, min(PROBES, n), replace=False)
+def probes(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(p,) rows that a recall is measured on, and their (p, count) true neighbours."""
+    n = len(vectors)
+    rows = np.random.default_rng(seed).choice(n, min(PROBES, n), replace=False)
+    return rows, exact_index(vectors).search(vectors[rows], count)[1]
 
 
 def share_found(true: np.ndarray, found: np.ndarray) -> float:
@@ -39,11 +41,10 @@ def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tup
     index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1  # 1: no warning
     index.train(vectors)
     index.add(vectors)
-    probes = vectors[probed(n, seed)]
-    true = exact_index(vectors).search(probes, count)[1]
+    rows, true = probes(vectors, count, seed)
     index.nprobe = 1
     while True:
-        reached = share_found(true, index.search(probes, count)[1])
+        reached = share_found(true, index.search(vectors[rows], count)[1])
         if reached >= recall:
             return index, reached
         if index.nprobe == cells:

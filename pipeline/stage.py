@@ -33,6 +33,11 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
+def workers(variable: str) -> int:
+    """How many work at once: an environment variable, as it changes no result; by default the number of cores."""
+    return int(os.environ.get(variable, os.cpu_count() or 1))
+
+
 def first_process() -> bool:
     """Of the processes that `torchrun` started, the one that writes and speaks; alone: True."""
     return os.environ.get("RANK", "0") == "0"

@@ -19,7 +19,7 @@ from pipeline.pairs.download import download
 from pipeline.pairs.params import Download
 from pipeline.params import load_params
 from pipeline.sources.params import Source
-from pipeline.stage import parser, progress, run
+from pipeline.stage import parser, progress, run, workers
 
 READS = {"source": ("source", Source), "download": ("download", Download)}
 
@@ -32,7 +32,7 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     site = Path(p.source.path) / p.source.pictures if p.source.pictures else None
-    processes = int(os.environ.get("DOWNLOAD_PROCESSES", os.cpu_count() or 1))
+    processes = workers("DOWNLOAD_PROCESSES")
     threads = int(os.environ.get("DOWNLOAD_THREADS", 32))
     earlier = args.out if args.retry_failed else None
     done = [earlier / "fetched.parquet"] if earlier else []

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import from_vectors, open_table, read_shards, shard_paths, to_vectors, vector_dim, write_table
+from pipeline.artifacts import from_vectors, naming_damage, open_table, read_shards, shard_paths, to_vectors, vector_dim, write_table
 from pipeline.benchmarks.reader import Pictures
 from pipeline.benchmarks.schemas import labelled_schema
 from pipeline.clip.backbone import Backbone, image_features, open_picture
@@ -116,10 +116,8 @@ def labelled_pictures(folder: Path) -> ReadPictures:
         for shard in np.unique(rows // PER_SHARD):
             inside = np.unique(rows[rows // PER_SHARD == shard] % PER_SHARD)
             groups, place = np.unique(inside // PER_GROUP, return_inverse=True)
-            try:
+            with naming_damage(paths[shard]):
                 column = pq.ParquetFile(paths[shard], metadata=footers[shard]).read_row_groups(groups.tolist(), columns=["picture"])["picture"]
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{paths[shard]}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
             # Every group but a shard's last is full.
             pictures = column.take(pa.array(place * PER_GROUP + inside % PER_GROUP)).to_pylist()
             found |= zip((shard * PER_SHARD + inside).tolist(), pictures)

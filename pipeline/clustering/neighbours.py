@@ -6,7 +6,7 @@ import numpy as np
 from pynndescent import NNDescent
 
 from pipeline.errors import InputError
-from pipeline.neighbours import exact_index, probed, share_found
+from pipeline.neighbours import exact_index, probes, share_found
 
 
 def _itself_first(found: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -35,8 +35,8 @@ def neighbour_graph(vectors: np.ndarray, count: int, exact_up_to: int, recall: f
     # as many trees and rounds as UMAP itself takes; one thread, because of the seed
     trees, rounds = min(64, 5 + round(n**0.5 / 20)), max(5, round(np.log2(n)))
     found, distance = NNDescent(vectors, metric="cosine", n_neighbors=count, random_state=seed, n_trees=trees, n_iters=rounds, max_candidates=60, n_jobs=1).neighbor_graph
-    probes = probed(n, seed)
-    reached = share_found(exact_index(vectors).search(vectors[probes], count)[1], found[probes])
+    rows, true = probes(vectors, count, seed)
+    reached = share_found(true, found[rows])
     if reached < recall:
         raise InputError(f"the approximate neighbour graph of {n} captions has a recall of {reached:.3f}, but 'topics.recall' is {recall}; raise 'topics.exact_up_to' or lower 'topics.recall'")
     return _itself_first(found, distance), reached

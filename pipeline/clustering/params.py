@@ -21,8 +21,8 @@ class Topics(Section):
     """kNN graph → UMAP → HDBSCAN."""
 
     neighbours: Annotated[int, Field(ge=2)]  # size of the neighbourhood in the kNN graph
-    exact_up_to: Count  # captions: beyond, neighbours are searched in cells …
-    recall: Annotated[float, Field(gt=0, le=1)]  # … as many as find this share of the true neighbours
+    exact_up_to: Count  # captions: beyond, neighbours are searched approximately …
+    recall: Annotated[float, Field(gt=0, le=1)]  # … which must find this share of the true ones
     fit_on: Count  # captions: beyond, a sample of so many is clustered and the others follow their nearest one
     map_on: Count  # captions: of more, a sample stands on the report's map
     components: Annotated[int, Field(ge=2)]  # dimensions that HDBSCAN clusters in

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import from_vectors, open_table, replacing, shard_paths, to_vectors, vector_dim
+from pipeline.artifacts import from_vectors, naming_damage, open_table, replacing, shard_paths, to_vectors, vector_dim
 from pipeline.episodes.schemas import episodes_schema
 from pipeline.episodes.tasks import Pool, ReadPictures, Task
-from pipeline.errors import InputError
+from pipeline.stage import workers
 
 SHARD_BYTES = 256e6  # of features and pictures: few enough files for any number of tasks, each quickly made again
 SIZED_BY = 16  # tasks that a shard's number of tasks is reckoned from
@@ -80,7 +79,7 @@ def write_shards(tasks: Sequence[Task], pool: Pool, read_pictures: ReadPictures,
                 for number in range(start, min(start + each, len(tasks))):
                     writer.write_table(task_table(number, tasks[number], pool, read_pictures, schema))
 
-    threads = ThreadPoolExecutor(int(os.environ.get("EPISODE_THREADS", os.cpu_count() or 1)))
+    threads = ThreadPoolExecutor(workers("EPISODE_THREADS"))
     try:
         starts = range(0, len(tasks), each)
         for _ in progress(threads.map(write, starts), "episodes", total=len(starts)):
@@ -99,10 +98,8 @@ def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
     for path in paths:
         file = open_table(path, episodes_schema(dim))
         for group in range(file.num_row_groups):
-            try:
+            with naming_damage(path):
                 table = file.read_row_group(group, columns=["task", "role", "label", "name", "image", *(["picture"] if pictures else [])])
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
             role, label = np.array(table["role"].to_pylist()), table["label"].to_numpy().astype(np.int64)
             image, name = from_vectors(table["image"]), table["name"].to_pylist()
             names = tuple(name[int(np.argmax(label == k))] for k in range(label.max() + 1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from pipeline.gram.meta import InnerStep, agreement, cross_entropy, meta_gradien
 from pipeline.gram.params import Outer
 from pipeline.gram.regulator import Phi
 from pipeline.prompts.base import PromptMethod, Tokens
+from pipeline.stage import workers
 
 AHEAD = 2  # batches that are read and decoded while one is used
 COLUMNS = ("step", "start_loss", "query_loss", "query_accuracy", "raw_rms", "raw_agreement", "regulated_agreement", "theta_norm", "phi_norm")
@@ -123,7 +123,7 @@ def read_ahead(method: PromptMethod, tasks: Iterator[list[Episode]], shares: Cal
 
     DECODE_THREADS (default: number of cores) decode pictures; one more reads.
     """
-    with ThreadPoolExecutor(int(os.environ.get("DECODE_THREADS", os.cpu_count() or 1))) as decoders:
+    with ThreadPoolExecutor(workers("DECODE_THREADS")) as decoders:
         yield from ahead(([(share, shown(method, share, decoders.map)) for share in shares(batch)] for batch in tasks), AHEAD)
 
 

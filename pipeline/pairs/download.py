@@ -133,9 +133,6 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
     raw = work / "raw"
     raw.mkdir(exist_ok=True)
 
-    def shard(name: str) -> Path:
-        return work / f"{first + int(name):05d}.tar"
-
     with serve(site) if site else nullcontext(None) as base:
         urls = [_absolute(u, base) for u in table["url"].to_pylist()]
         if not any(urls):
@@ -148,7 +145,7 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
         allowed = "*" if settings.private_addresses else urlsplit(base).netloc if base else ""
         _run_img2dataset(
             (work / "links.parquet").absolute(), raw.absolute(), settings, allowed, distributor, processes, threads, shards,
-            lambda name: _normalise(raw / f"{name}.tar", shard(name)), progress,
+            lambda name: _normalise(raw / f"{name}.tar", work / f"{first + int(name):05d}.tar"), progress,
         )
 
     parts = sorted(raw.glob("*.parquet"))

@@ -11,7 +11,7 @@ from typing import Callable, Iterator
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import InputError
-from pipeline.pairs.tars import tar_files
+from pipeline.pairs.tars import read_at, tar_files
 
 
 def _tar_opener() -> Callable[[Path, str], bytes | None]:
@@ -25,10 +25,7 @@ def _tar_opener() -> Callable[[Path, str], bytes | None]:
                 tars[path] = {m.name: (m.offset_data, m.size) for m, _ in tar_files(path)}
         if member not in tars[path]:
             return None
-        at, size = tars[path][member]
-        with open(path, "rb") as file:
-            file.seek(at)
-            return file.read(size)
+        return read_at(path, *tars[path][member])
 
     return from_tar
 
@@ -39,14 +36,15 @@ def _opener(root: Path) -> Callable[[str], bytes | None]:
         top = root.resolve()
         read_member = _tar_opener()
 
-        def from_folder(name: str) -> bytes | None:
-            def file(path: Path) -> Path | None:
-                return path if path.is_relative_to(top) and path.is_file() else None
+        def file(name: str) -> Path | None:
+            path = (top / name).resolve()
+            return path if path.is_relative_to(top) and path.is_file() else None
 
-            if found := file((top / name).resolve()):
+        def from_folder(name: str) -> bytes | None:
+            if found := file(name):
                 return found.read_bytes()
             shard, inside, member = name.partition(".tar/")
-            found = file((top / f"{shard}.tar").resolve()) if inside else None
+            found = file(f"{shard}.tar") if inside else None
             return read_member(found, member) if found else None
 
         return from_folder

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.artifacts import from_vectors, read_table, shard_paths, vector_dim
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import features_schema
-from pipeline.pairs.tars import tar_files
+from pipeline.pairs.tars import read_at, tar_files
 
 
 def read_pictures(shard: Path) -> Iterator[tuple[str, bytes]]:
@@ -38,14 +38,8 @@ class Located:
 
     def read(self, rows: np.ndarray) -> list[bytes]:
         """JPEG bytes of some of the pictures."""
-        found = []
-        for path, offset, size in zip((self.paths[f] for f in self.file[rows]), self.offset[rows].tolist(), self.size[rows].tolist()):
-            with open(path, "rb") as tar:
-                tar.seek(offset)
-                found.append(tar.read(size))
-            if len(found[-1]) < size:
-                raise InputError(f"{path}: not a complete tar file (it ends inside a picture); delete it and run `dvc repro` again")
-        return found
+        places = zip(self.file[rows].tolist(), self.offset[rows].tolist(), self.size[rows].tolist())
+        return [read_at(self.paths[file], offset, size) for file, offset, size in places]
 
 
 def locate_pictures(folder: Path, keys: Sequence[str], shards: Sequence[str | None], rows: np.ndarray, progress) -> Located:

@@ -10,6 +10,20 @@ from typing import IO, Iterator
 from pipeline.errors import InputError
 
 
+def read_at(path: Path, offset: int, size: int) -> bytes:
+    """A member's content by its place in the archive, from any thread. Raises InputError naming an archive that ends before."""
+    with open(path, "rb") as tar:
+        tar.seek(offset)
+        content = tar.read(size)
+    if len(content) < size:
+        raise _not_complete(path, "it ends inside a file")
+    return content
+
+
+def _not_complete(path: Path, why: object) -> InputError:
+    return InputError(f"{path}: not a complete tar file ({why}); delete it, then obtain it again or run `dvc repro`")
+
+
 def tar_files(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
     """(member, its content to be read) of every file in an uncompressed archive, in the archive's order.
 
@@ -29,4 +43,4 @@ def tar_files(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it is cut off or damaged")
     except tarfile.TarError as error:
-        raise InputError(f"{path}: not a complete tar file ({error}); delete it, then obtain it again or run `dvc repro`") from None
+        raise _not_complete(path, error) from None
