@@ -14,7 +14,7 @@ from pipeline.report.tables import Block, Cell, Table
 # What LaTeX gives a meaning to, and the signs of this page that its default fonts lack.
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": "$-$", "±": r"$\pm$", "φ": r"$\varphi$", "θ": r"$\theta$", "…": r"\ldots{}", "–": "--", "“": "``", "”": "''", "’": "'",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "−": "$-$", "±": r"$\pm$", "φ": r"$\varphi$", "θ": r"$\theta$", "…": r"\ldots{}", "–": "--", "“": "``", "”": "''", "’": "'",
 }
 
 
@@ -101,7 +101,7 @@ def as_markdown(tables: list[Table]) -> str:
     lines = []
     for table in tables:
         marks = table.footnotes
-        lines += [f"## {_markdown(table.title)}", "", _markdown(table.caption), ""]
+        lines += [f"## {_markdown(table.heading)}", "", _markdown(table.caption), ""]
         for block in table.blocks:
             def titled(text: str, mark: str) -> str:
                 return _markdown(text) + (f"<sup>{marks[mark]}</sup>" if mark else "")
@@ -161,7 +161,7 @@ def as_latex(tables: list[Table]) -> str:
     r"""Floats for \input: the paper's figures in a grey line below ours."""
     lines = [r"% needs \usepackage{booktabs,xcolor,graphicx}"]
     for table in tables:
-        lines += [r"\begin{table*}[p]", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}", rf"\caption{{{latex_text(table.title)}. {latex_text(table.caption)}}}", rf"\label{{tab:{table.key.replace('_', '-')}}}"]
+        lines += [r"\begin{table*}[p]", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}", rf"\caption{{{latex_text(table.title)}{f' (Table {table.number} of the paper)' if table.number else ''}. {latex_text(table.caption)}}}", rf"\label{{tab:{table.key.replace('_', '-')}}}"]
         if len(table.blocks) > 1:  # three in a row, as in the paper
             for i, block in enumerate(table.blocks):
                 lines += [r"\begin{minipage}[t]{.325\linewidth}\centering", r"\resizebox{\linewidth}{!}{\begin{minipage}{1.25\linewidth}\centering", *_latex_block(block, table), r"\end{minipage}}", rf"\end{{minipage}}{'%' if i % 3 < 2 else ''}", r"\hfill" if i % 3 < 2 else r"\par\medskip"]

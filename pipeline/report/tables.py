@@ -14,6 +14,7 @@ from pipeline.report.published import Published, Transfer, Variants
 
 FIGURES = ("base", "new", "H")
 AVERAGE = "average"
+READING = "Top-1 in percent, mean ± standard deviation over seeds; bold: the best of a column."
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Table:
     blocks: list[Block]
     notes: list[str] = field(default_factory=list)
     differences: bool = False  # signed figures, shown with both intervals
+    number: int | None = None  # in the paper, if it has this table
+
+    @property
+    def heading(self) -> str:
+        return f"Table {self.number}: {self.title}" if self.number else self.title
 
     @property
     def footnotes(self) -> dict[str, str]:
@@ -184,8 +190,11 @@ def base_to_new_table(f: Findings, shots: int, others: bool = False) -> Table | 
         notes.append(f"The average is over other benchmarks than the paper's {len(theirs.benchmarks)}, whose average is therefore not shown." + (f" Not evaluated, as params.yaml does not tune on them with {shots} shots: {', '.join(map(f.name, left))}." if left else ""))
     if whole and others:
         notes.append(f"Rows in grey are published by others ({f.paper.others_from}); nothing of them was measured here.")
-    title = f"Base-to-new generalisation, {shots} shots"
-    return Table(f"base_to_new_{shots}", f"Table {theirs.table}: {title.lower()}" if shared else title, "Prompts are tuned on the base classes of a benchmark; base and new classes are judged under their own heads.", blocks, [*notes, *(f.paper.notes.get(theirs.table, ()) if shared else ())])
+    number = theirs.table if shared else None
+    return Table(
+        f"base_to_new_{shots}", f"Base-to-new generalisation, {shots} shots", f"Prompts are tuned on the base classes of a benchmark; base and new classes are judged under their own heads. {READING}",
+        blocks, [*notes, *f.paper.notes.get(number, ())], number=number,
+    )
 
 
 def transfer_of(f: Findings, method: str, source: str, targets: list[str], listed: Collection[str], shots: int) -> dict[str, Measured | str]:
@@ -206,17 +215,18 @@ def transfer_table(f: Findings, setting: str, source: str, shots: int) -> Table 
     for m in f.methods(theirs is not None):
         found = transfer_of(f, m, source, targets, listed, shots)
         for n in targets:
-            if n not in listed and n in f.benchmarks and m in f.titles:
+            if isinstance(found[n], str) and n not in listed and n in f.benchmarks and m in f.titles:
                 found[n] = f"{n} is not among the {setting} benchmarks of {source} in params.yaml"
         printed = dict(zip([source, *theirs.targets, AVERAGE], theirs.rows.get(m, ()))) if theirs else {}
         rows.append(Row(m, f.title(m), [cell(found[n], printed.get(n) if n != AVERAGE or whole else None) for n in [source, *targets, AVERAGE]]))
     columns = [Column(source, f.name(source), "Source", f.marks.get(source, ""))] + [Column(n, f.name(n), "Target", f.marks.get(n, "")) for n in targets] + [Column(AVERAGE, "Average", "Target")]
     notes = [] if whole or not theirs else [f"The average is over {', '.join(map(f.name, f.in_order(listed)))}, not over the paper's {len(theirs.targets)} targets, whose average is therefore not shown."]
+    number = theirs.table if theirs else None
     title = f"{'Cross-domain' if setting == 'cross_domain' else 'Cross-dataset'} generalisation from {f.name(source)}, {shots} shots"
     return Table(
-        f"{setting}_{source}_{shots}", f"Table {theirs.table}: {title[0].lower()}{title[1:]}" if theirs else title,
-        "Prompts are tuned on all classes of the source and judged on other benchmarks as they are. The average leaves the source out.",
-        [Block("", "", columns, with_best(rows))], notes + ([*f.paper.notes.get(theirs.table, ())] if theirs else []),
+        f"{setting}_{source}_{shots}", title,
+        f"Prompts are tuned on all classes of the source and judged on other benchmarks as they are. The average leaves the source out. {READING}",
+        [Block("", "", columns, with_best(rows))], [*notes, *f.paper.notes.get(number, ())], number=number,
     )
 
 
@@ -230,7 +240,7 @@ def few_shot_table(f: Findings, shots: int) -> Table | None:
         found = {n: f.accuracy(m, n, "all", shots, n, "all") for n in names}
         rows.append(Row(m, f.title(m), [cell(v) for v in [*found.values(), *([mean_of(found)] if len(names) > 1 else [])]]))
     columns = [Column(n, f.name(n), "", f.marks.get(n, "")) for n in names] + [Column(AVERAGE, "Average")] * (len(names) > 1)
-    return Table(f"all_classes_{shots}", f"Few-shot learning of all classes, {shots} shots", "Prompts are tuned on all classes of a benchmark and judged on its own test part.", [Block("", "", columns, with_best(rows))])
+    return Table(f"all_classes_{shots}", f"Few-shot learning of all classes, {shots} shots", f"Prompts are tuned on all classes of a benchmark and judged on its own test part. {READING}", [Block("", "", columns, with_best(rows))])
 
 
 def study_table(key: str, title: str, theirs: Variants, summaries: Collection[Mapping[str, Any]], benchmarks: Collection[str], paper: Published) -> Table | None:
@@ -253,11 +263,11 @@ def study_table(key: str, title: str, theirs: Variants, summaries: Collection[Ma
     if sum(r.cells[0].value is not None for r in rows) < 2:
         return None
     notes = [*paper.notes.get(theirs.table, ())] if whole else [f"The averages are over {len(benchmarks)} benchmarks, not over the paper's {len(paper.base_to_new.benchmarks)}, whose averages are therefore not shown."]
-    return Table(key, f"Table {theirs.table}: {title}", "Averages over benchmarks, mean ± standard deviation over seeds.", [Block("", "", [Column(k, k) for k in FIGURES], with_best(rows))], notes)
+    return Table(key, title, f"Averages over benchmarks. {READING}", [Block("", "", [Column(k, k) for k in FIGURES], with_best(rows))], notes, number=theirs.table)
 
 
 def study_tables(summaries: Collection[Mapping[str, Any]], benchmarks: Collection[str], paper: Published) -> list[Table]:
-    made = [study_table("ablation", "ablations", paper.ablation, summaries, benchmarks, paper), study_table("tokens", "number of prompt tokens", paper.tokens, summaries, benchmarks, paper)]
+    made = [study_table("ablation", "Ablations", paper.ablation, summaries, benchmarks, paper), study_table("tokens", "Number of prompt tokens", paper.tokens, summaries, benchmarks, paper)]
     return [t for t in made if t]
 
 
