@@ -40,14 +40,15 @@ def _known(layout: str, top: Path) -> tuple[Parts, Literal["reference", "officia
         parts = IMAGENETS[layout](top, known.pictures)
         check_parts(parts, top, one_name=False)
         return parts, "reference"
-    lists = top / known.split_file if known.split_file else top
-    if known.split_file and lists.exists():
-        parts = read_split(lists, known.pictures)
-    else:
-        parts = OFFICIAL[layout](top, known.pictures)
-        check_parts(parts, top)
-    check_files(parts, top, lists if lists.exists() else top)
-    return parts, "reference" if lists.exists() else "official"
+    split_file = top / known.split_file if known.split_file else None
+    if split_file and split_file.exists():
+        parts = read_split(split_file, known.pictures)
+        check_files(parts, top, split_file)
+        return parts, "reference"
+    parts = OFFICIAL[layout](top, known.pictures)
+    check_parts(parts, top)
+    check_files(parts, top, top)
+    return parts, "official" if split_file else "reference"
 
 
 def read_benchmark(layout: str, path: Path | str, domains: list[str] | None = None) -> Dataset:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 from pipeline.benchmarks.reader import PICTURE
 from pipeline.errors import InputError
@@ -58,7 +59,7 @@ def check_parts(parts: Parts, where: Path, one_name: bool = True) -> None:
 
 def in_folder(folder: str, file: str, where: str) -> str:
     """`folder`/`file` as a path in the dataset's folder. Raises InputError naming `where` for a path that leads out of it."""
-    if file.startswith("/") or "\\" in file or ":" in file.split("/")[0] or not {"", ".", ".."}.isdisjoint(file.split("/")):
+    if file.startswith("/") or "\\" in file or not {"", ".", ".."}.isdisjoint(file.split("/")):
         raise InputError(f"{where}: '{file}' is no plain path inside the dataset's folder; mend or remove that row")
     return f"{folder}/{file}" if folder else file
 
@@ -97,17 +98,35 @@ def pictures_in(top: Path, folder: str) -> list[str]:
     return [f"{folder}/{name}" for name in found]
 
 
-def lines_of(path: Path) -> Iterator[tuple[str, str]]:
-    """("file, line n", stripped line) of the lines that are not empty. Raises InputError if there is no such file, or no text in it."""
+def no_such_list(path: Path) -> InputError:
+    return InputError(f"{path}: there is no such file; put the dataset's own lists there, or the reference's split file into the dataset's folder (docs/benchmarks.md)")
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; put the dataset's own lists there, or the reference's split file into the dataset's folder (docs/benchmarks.md)") from None
+        raise no_such_list(path) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is no UTF-8 text ({error}); obtain it again") from None
-    for number, line in enumerate(text.splitlines(), 1):
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, str]]:
+    """("file, line n", stripped line) of the lines that are not empty. Raises InputError if there is no such file, or no text in it."""
+    for number, line in enumerate(_text(path).splitlines(), 1):
         if line.strip():
             yield f"{path}, line {number}", line.strip()
+
+
+def object_of(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError if there is no such file, or something else in it."""
+    try:
+        content = json.loads(_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); obtain it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no JSON object; obtain it again")
+    return content
 
 
 def _shuffled(items: list[Item]) -> Iterator[list[Item]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import numpy as np
 
-from pipeline.benchmarks.layouts.items import Item, Parts, carve_val, class_folders, in_folder, lines_of, pictures_in, split_in_three
+from pipeline.benchmarks.layouts.items import Item, Parts, carve_val, class_folders, in_folder, lines_of, no_such_list, object_of, pictures_in, split_in_three
 from pipeline.errors import InputError
 
 CALTECH_NAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
@@ -38,7 +37,7 @@ def _mat(path: Path, *keys: str) -> list[np.ndarray]:
     try:
         content = loadmat(path, squeeze_me=True)
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; put the dataset's own lists there, or the reference's split file into the dataset's folder (docs/benchmarks.md)") from None
+        raise no_such_list(path) from None
     except Exception as error:  # scipy raises many kinds for damaged files
         raise InputError(f"{path}: not a readable MATLAB file ({error}); obtain it again") from None
     for key in keys:
@@ -47,19 +46,7 @@ def _mat(path: Path, *keys: str) -> list[np.ndarray]:
     return [np.atleast_1d(content[key]) for key in keys]
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; obtain it, or put the reference's split file into the dataset's folder (docs/benchmarks.md)") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); obtain it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no JSON object; obtain it again")
-    return content
-
-
-def _by_class(top: Path, folder: str, lists: dict[str, list[tuple[str, str]]]) -> Parts:
+def _by_class(folder: str, lists: dict[str, list[tuple[str, str]]]) -> Parts:
     """Parts of lists of (where, `<class>/<picture>`); labels number the class folders in sorted order."""
     names = sorted({file.split("/")[0] for rows in lists.values() for _, file in rows})
     label = {name: i for i, name in enumerate(names)}
@@ -115,7 +102,7 @@ def stanford_cars(top: Path, folder: str) -> Parts:
 def flowers102(top: Path, folder: str) -> Parts:
     (labels,) = _mat(top / "imagelabels.mat", "labels")
     sets = dict(zip(("train", "val", "test"), _mat(top / "setid.mat", "trnid", "valid", "tstid")))
-    names = _json(top / "cat_to_name.json")
+    names = object_of(top / "cat_to_name.json")
     nameless = sorted(set(labels.tolist()) - {int(key) for key in names if key.isdecimal()})
     if nameless:
         raise InputError(f"{top / 'cat_to_name.json'}: has no name for class {nameless[0]}; obtain it again")
@@ -129,10 +116,10 @@ def food101(top: Path, folder: str) -> Parts:
     def read(name: str) -> list[tuple[str, str]]:
         lists = top / "meta" / f"{name}.json"
         if lists.exists() and not lists.with_suffix(".txt").exists():
-            return [(f"{lists}: '{key}'", f"{file}.jpg") for key, files in _json(lists).items() for file in files]
+            return [(f"{lists}: '{key}'", f"{file}.jpg") for key, files in object_of(lists).items() for file in files]
         return [(where, f"{f['file']}.jpg") for where, f in _fields(lists.with_suffix(".txt"), r"(?P<file>[^/]+/[^/]+)")]
 
-    parts = _by_class(top, folder, {"train": read("train"), "test": read("test")})
+    parts = _by_class(folder, {"train": read("train"), "test": read("test")})
     return _carved(parts["train"], parts["test"])
 
 
@@ -165,7 +152,7 @@ def sun397(top: Path, folder: str) -> Parts:
 
 
 def dtd(top: Path, folder: str) -> Parts:
-    return _by_class(top, folder, {part: [(where, f["file"]) for where, f in _fields(top / "labels" / f"{part}1.txt", r"(?P<file>[^/]+/[^/]+)")] for part in ("train", "val", "test")})
+    return _by_class(folder, {part: [(where, f["file"]) for where, f in _fields(top / "labels" / f"{part}1.txt", r"(?P<file>[^/]+/[^/]+)")] for part in ("train", "val", "test")})
 
 
 def ucf101(top: Path, folder: str) -> Parts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.benchmarks.layouts.items import Item, Parts, check_parts, in_folder
+from pipeline.benchmarks.layouts.items import Item, Parts, check_parts, in_folder, object_of
 from pipeline.errors import InputError
 
 
@@ -14,15 +14,10 @@ def read_split(path: Path, folder: str = "") -> Parts:
 
     Raises InputError naming the file, the row and the remedy.
     """
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such split file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); obtain it again") from None
+    split = object_of(path)
     parts: Parts = {}
     for part in ("train", "val", "test"):
-        rows = split.get(part) if isinstance(split, dict) else None
+        rows = split.get(part)
         if not isinstance(rows, list):
             raise InputError(f"{path}: has no list '{part}'; a split file holds the lists train, val and test")
         parts[part] = []
