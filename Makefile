@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: repro test test-slow check dag clean
+.PHONY: repro test test-slow check benchmarks dag clean
 
 repro: $(READY) check  ## run whatever is stale, from captions to the report
 	@dvc repro
@@ -20,6 +20,9 @@ test: $(READY)  ## everything that CI checks, one demo run included
 
 test-slow: $(VENV)/.ray  ## the minutes-long checks too
 	@python -m pytest -m ""
+
+benchmarks: $(READY)  ## which of the field's datasets are there, and where the others come from
+	@python -m pipeline.benchmarks status
 
 dag: $(READY)  ## draw the stages
 	@dvc dag

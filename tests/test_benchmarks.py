@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from pipeline.benchmarks.draw import draw_few_shot
+from pipeline.benchmarks.draw import draw_few_shot, draw_train_and_val
 from pipeline.benchmarks.params import Tuning
 from pipeline.benchmarks.reader import Pictures, half_of, read_samples
 from pipeline.benchmarks.scores import accuracy_by_seed, harmonic_mean, summarise
@@ -82,6 +82,16 @@ def test_draw_is_the_references():
         expected += random.sample([i for i, x in enumerate(labels) if x == label], 3)
     assert draw_few_shot(labels, 3, 5) == expected
     assert len([i for i in draw_few_shot(labels, 4, 5) if labels[i] == 1]) == 3  # all of a label that has fewer
+
+
+def test_val_is_drawn_from_the_same_stream():
+    train, val = [0, 1] * 8, [1] * 6 + [0] * 6
+    random.seed(3)
+    expected = [random.sample([i for i, x in enumerate(labels) if x == label], k) for labels, k, order in ((train, 5, (0, 1)), (val, 4, (1, 0))) for label in order]
+    drawn = draw_train_and_val(train, val, 5, 3)
+    assert drawn == (expected[0] + expected[1], expected[2] + expected[3])
+    assert drawn[0] == draw_few_shot(train, 5, 3)
+    assert len(draw_train_and_val(train, val, 2, 3)[1]) == 4  # of each class no more than the shots
 
 
 def test_learning_rate_per_epoch():
