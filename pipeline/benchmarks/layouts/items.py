@@ -59,7 +59,7 @@ def check_parts(parts: Parts, where: Path, one_name: bool = True) -> None:
 
 def in_folder(folder: str, file: str, where: str) -> str:
     """`folder`/`file` as a path in the dataset's folder. Raises InputError naming `where` for a path that leads out of it."""
-    if file.startswith("/") or "\\" in file or not {"", ".", ".."}.isdisjoint(file.split("/")):
+    if "\\" in file or not {"", ".", ".."}.isdisjoint(file.split("/")):
         raise InputError(f"{where}: '{file}' is no plain path inside the dataset's folder; mend or remove that row")
     return f"{folder}/{file}" if folder else file
 
