@@ -8,19 +8,20 @@ No stage imports this module, so a new knob reruns only the stages that read it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field, model_validator
 
-from pipeline.benchmarks.params import Benchmark, FewShot, Tuning
+from pipeline.benchmarks.params import Benchmark, Evaluate, FewShot, Protocols, Tuning
 from pipeline.clip.params import BackboneParams
 from pipeline.clustering.params import Domains, Embed, Label, Topics
 from pipeline.episodes.params import Episodes, Labelled, Shots, Ways
 from pipeline.errors import InputError
-from pipeline.gram.params import Count, Methods, Outer, Rate, Regulator, Study, TokenCount
+from pipeline.gram.params import Count, Methods, Outer, Prompt, Rate, Regulator, Study, TokenCount
 from pipeline.pairs.params import Download, Filter
 from pipeline.params import JSON_SCHEMA, Section, check_names, read_yaml, validate
 from pipeline.report.params import Report
@@ -64,8 +65,10 @@ class Params(Section):
     outer: Outer
     methods: Methods
     benchmarks: dict[str, Benchmark]
+    protocols: dict[str, Protocols]
     few_shot: FewShot
     tuning: Tuning
+    evaluate: Evaluate
     study: Study
     report: Report
     world: World
@@ -79,15 +82,41 @@ class Params(Section):
             for name, method in methods.meta.items():
                 if method.episodes not in [*self.episodes, *self.labelled]:
                     raise ValueError(f"{place}.meta.{name}.episodes is '{method.episodes}', which is no entry of 'episodes' or 'labelled' ({', '.join([*self.episodes, *self.labelled])})")
-            both = set(methods.direct) & set(methods.meta)
-            if both:
-                raise ValueError(f"method '{min(both)}' stands under {place}.direct and {place}.meta; give one of them another name")
-        known = set(self.study.methods.direct) | set(self.study.methods.meta)
-        for pair in self.study.pairs:
-            for name in pair:
+            tables = [table for table in ("zero_shot", "direct", "meta") if hasattr(methods, table)]
+            for one, other in itertools.combinations(tables, 2):
+                both = set(getattr(methods, one)) & set(getattr(methods, other))
+                if both:
+                    raise ValueError(f"method '{min(both)}' stands under {place}.{one} and {place}.{other}; give one of them another name")
+        for prompt in self.tuning.batch_of:
+            if prompt not in get_args(Prompt):
+                raise ValueError(f"tuning.batch_of names '{prompt}', which is no kind of prompt ({', '.join(get_args(Prompt))})")
+        for seed in self.few_shot.seeds:
+            if seed not in self.few_shot.draws:
+                raise ValueError(f"few_shot.seeds has {seed}, which is none of 'few_shot.draws' ({', '.join(map(str, self.few_shot.draws))})")
+        for name, protocols in self.protocols.items():
+            self._has_shots(f"protocols.{name}.base_to_new", name, "base", protocols.base_to_new)
+            self._has_shots(f"protocols.{name}.all_classes", name, "all", protocols.all_classes)
+            for kind in ("cross_domain", "cross_dataset"):
+                for target in getattr(protocols, kind):
+                    self._is_benchmark(f"protocols.{name}.{kind}", target)
+        for name in self.study.benchmarks:
+            self._has_shots("study.benchmarks", name, "base", [self.study.shots])
+        for place, pairs, methods in (("study.pairs", self.study.pairs, self.study.methods), ("report.pairs", self.report.pairs, self.methods)):
+            known = methods.titles()
+            for name in itertools.chain(*pairs):
                 if name not in known:
-                    raise ValueError(f"study.pairs names '{name}', which is no entry of 'study.methods' ({', '.join(sorted(known))})")
+                    raise ValueError(f"{place} names '{name}', which is no entry of '{'study.' if place.startswith('study') else ''}methods' ({', '.join(sorted(known))})")
         return self
+
+    def _is_benchmark(self, place: str, name: str) -> None:
+        if name not in self.benchmarks:
+            raise ValueError(f"{place} names '{name}', which is no entry of 'benchmarks' ({', '.join(self.benchmarks)})")
+
+    def _has_shots(self, place: str, name: str, classes: str, wanted: list[int]) -> None:
+        self._is_benchmark(place, name)
+        for shots in wanted:
+            if shots not in getattr(self.benchmarks[name].shots, classes):
+                raise ValueError(f"{place} asks for {shots} shots, but 'benchmarks.{name}.shots.{classes}' does not list them; add {shots} there")
 
 
 def check(path: Path | str) -> Params:

@@ -11,14 +11,18 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.artifacts import read_table, replacing
-from pipeline.benchmarks.schemas import STUDY_SCORES
-from pipeline.benchmarks.scores import averages, interval
+from pipeline.artifacts import replacing
+from pipeline.benchmarks.headline import headline
+from pipeline.benchmarks.judged import read_epochs, read_verdicts
+from pipeline.benchmarks.scores import interval
 from pipeline.errors import InputError
 from pipeline.gram.params import Study
 from pipeline.params import load_params
 from pipeline.report import figures
+from pipeline.report.formats import as_csv, as_html
 from pipeline.report.page import figure_html, render
+from pipeline.report.published import published
+from pipeline.report.tables import study_tables
 from pipeline.stage import parser, run
 
 READS = {"study": ("study", Study)}
@@ -60,35 +64,34 @@ def print_rows(title: str, rows: list[dict], spread: str, form: str) -> None:
 def main():
     cli = parser(__doc__)
     cli.add_argument("--runs", type=Path, required=True, help="folder of runs by method and seed")
-    cli.add_argument("--out", type=Path, required=True, help="folder for study.html, methods.csv, pairs.csv")
+    cli.add_argument("--out", type=Path, required=True, help="folder for study.html, methods.csv, pairs.csv, runs.csv and tables.csv")
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    methods = p.study.methods.direct | p.study.methods.meta
-    titles = {name: m.title for name, m in methods.items()}
+    titles, sources = p.study.methods.titles(), p.study.benchmarks
 
     found, epochs = [], []
-    for method in methods:
+    for method in titles:
         for seed in p.study.seeds:
             folder = args.runs / method / str(seed)
             if not folder.is_dir():
                 raise InputError(f"{folder}: missing; `dvc repro study/dvc.yaml` makes it")
-            scores = pl.from_arrow(read_table(folder / "scores.parquet", STUDY_SCORES))
-            found.append({"method": method, "seed": seed, **averages(scores)})
-            epochs.append(pl.read_csv(folder / "epochs.csv").with_columns(method=pl.lit(method)))
+            found.append({"method": method, "seed": seed, **headline(read_verdicts(folder, sources), {})})
+            epochs.append(read_epochs(folder, sources).with_columns(method=pl.lit(method)))
     runs = pl.DataFrame(found)
-    by_epoch = pl.concat(epochs).group_by("method", "epoch", "half").agg(pl.col("top1").mean()).sort("method", "half", "epoch")
+    by_epoch = pl.concat(epochs).group_by("method", "epoch", "head").agg(pl.col("top1").mean()).sort("method", "head", "epoch")
     regulated = {n: m for n, m in p.study.methods.meta.items() if m.algorithm == "gram" and m.regulator == "affine"}
     curves = {m.title: [pl.read_csv(args.runs / n / str(seed) / "curve.csv") for seed in p.study.seeds] for n, m in regulated.items()}
     rows, pairs = method_rows(runs, titles), pair_rows(runs, p.study.pairs, titles)
 
+    tables = study_tables(rows, sources, published())
     html = render({
-        "lead": f"{len(methods)} methods, {len(p.study.seeds)} seeds, every benchmark of the main table.",
-        "methods": rows, "pairs": pairs,
+        "lead": f"{len(titles)} methods, {len(p.study.seeds)} seeds, {p.study.shots} shots of the base classes of {', '.join(sources)}.",
+        "methods": rows, "pairs": pairs, "tables": as_html(tables),
         "dots": [figure_html(figures.runs_by_method(runs, titles, k), f"runs-{k}") for k in ("base", "new")],
         "epochs": [figure_html(figures.epoch_curves(by_epoch, titles, half), f"epochs-{half}") for half in ("base", "new")],
         "agreement": figure_html(figures.agreement_curve(curves), "agreement"),
     }, "study")
-    for name, content in (("study.html", html), ("methods.csv", pl.DataFrame(rows).write_csv()), ("pairs.csv", pl.DataFrame(pairs).write_csv()), ("runs.csv", runs.write_csv())):
+    for name, content in (("study.html", html), ("methods.csv", pl.DataFrame(rows).write_csv()), ("pairs.csv", pl.DataFrame(pairs).write_csv()), ("runs.csv", runs.write_csv()), ("tables.csv", as_csv(tables))):
         with replacing(args.out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
     print_rows("Average over benchmarks (%), mean ± standard deviation over seeds", rows, "sd", ".2f")

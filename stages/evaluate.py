@@ -1,71 +1,57 @@
-"""Measures a tuned method on a benchmark: base classes, new classes, and their harmonic mean.
+"""Judges a tuned method on test pictures, under every protocol: base and new classes, other domains, other datasets.
 
-    python stages/evaluate.py --name animals --tuned data/tuned/animals/coop \\
-        --benchmark data/benchmarks/animals --out data/scores/animals/coop
+    python stages/evaluate.py --tuned data/tuned/coop --benchmarks data/benchmarks --out data/scores/coop
 
-The base head holds the base names only, the new head the new ones. scores.parquet has every test
-picture's verdict after the last epoch, epochs.csv the accuracy after each epoch.
+Each head holds its own names only: base, new, or all classes of the judged benchmark. <source>.parquet has every
+test picture's verdict after the last epoch, <source>.csv base and new accuracy after the epochs of `evaluate.curve_epochs`.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
 
-import polars as pl
-import pyarrow as pa
-
-from pipeline.artifacts import replacing, write_table
-from pipeline.benchmarks.evaluation import judge, scores_table
-from pipeline.benchmarks.params import Benchmark
-from pipeline.benchmarks.schemas import SCORES
-from pipeline.benchmarks.scores import accuracy_by_seed, summarise
+from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.benchmarks.evaluation import judge_source
+from pipeline.benchmarks.headline import headline, in_words, rounded
+from pipeline.benchmarks.judged import read_verdicts, save_judged
+from pipeline.benchmarks.params import Benchmark, Evaluate, Seeds, Protocols
+from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
-from pipeline.errors import InputError
 from pipeline.params import load_params
-from pipeline.prompts.starts import load_tensors, method_of
+from pipeline.prompts.starts import method_of
+from pipeline.prompts.tuned import load_tuned, tuned_path
 from pipeline.stage import parser, progress, run
 
-READS = {"benchmark": ("benchmarks.{name}", Benchmark), "backbone": ("backbone", BackboneParams)}
+READS = {
+    "protocols": ("protocols", dict[str, Protocols]),
+    "benchmarks": ("benchmarks", dict[str, Benchmark]),
+    "seeds": ("few_shot.seeds", Seeds),
+    "evaluate": ("evaluate", Evaluate),
+    "backbone": ("backbone", BackboneParams),
+}
 
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--name", required=True, help="entry of `benchmarks:`")
-    cli.add_argument("--tuned", type=Path, required=True, help="folder of seed-N.safetensors")
-    cli.add_argument("--benchmark", type=Path, required=True, help="folder with samples and test features")
-    cli.add_argument("--out", type=Path, required=True, help="folder for scores.parquet and epochs.csv")
+    cli.add_argument("--tuned", type=Path, required=True, help="folder with a folder per source of <classes>-<shots>-<seed>.safetensors")
+    cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
+    cli.add_argument("--out", type=Path, required=True, help="folder for <source>.parquet and <source>.csv")
     args = cli.parse_args()
-    p = load_params(args.params, READS, name=args.name)
-    files = sorted(args.tuned.glob("seed-*.safetensors"), key=lambda f: int(f.stem.removeprefix("seed-")))
-    if not files:
-        raise InputError(f"{args.tuned}: holds no seed-N.safetensors; `dvc repro` makes them")
+    p = load_params(args.params, READS)
     backbone = load_backbone(p.backbone.path)
-
-    parts, epochs = [], []
-    for file in progress(files, "seeds"):
-        tensors, about = load_tensors(file)
-        seed = int(file.stem.removeprefix("seed-"))
-        states = {"epoch-000": {}} if not tensors else {}
-        for name, values in tensors.items():
-            epoch, _, learned = name.partition("/")
-            states.setdefault(epoch, {})[learned] = values
-        method = method_of(about, backbone, p.benchmark.template)
-        for half in ("base", "new"):
-            index, wanted, predicted = judge(method, args.benchmark, states, half)
-            for epoch in sorted(states):
-                epochs.append((seed, int(epoch.partition("-")[2]), half, 100 * float((predicted[epoch] == wanted).mean())))
-            parts.append(scores_table(seed, half, index, wanted, predicted[max(states)]))
-
-    scores = pa.concat_tables(parts)
-    write_table(scores, args.out / "scores.parquet", SCORES)
-    with replacing(args.out / "epochs.csv") as temporary:
-        pl.DataFrame(epochs, schema=["seed", "epoch", "half", "top1"], orient="row").write_csv(temporary, float_precision=4)
-    by_half = accuracy_by_seed(pl.from_arrow(scores))
-    figures = summarise(by_half["base"], by_half["new"])
-    shown = ", ".join(f"{k} {figures[k]:.2f}" + (f" ± {figures[f'{k}_sd']:.2f}" if figures["seeds"] > 1 else "") for k in ("base", "new", "H"))
-    words = f"{args.out}: {shown} (%, seeds: {figures['seeds']})"
-    return words, {k: round(figures[k], 4) for k in ("base", "new", "H")}, args.metrics
+    with resumable_folder(args.out, fingerprint(p, args.tuned, args.benchmarks, p.backbone.path)) as work:
+        for name, protocols in progress(p.protocols.items(), "sources"):
+            if (work / f"{name}.parquet").exists():
+                continue
+            states, about = {"base": {}, "all": {}}, {}
+            for classes, shots, seed in runs_of(protocols, p.seeds):
+                tuned, about = load_tuned(tuned_path(args.tuned / name, classes, shots, seed))
+                judged = {len(tuned)} | ({e for e in p.evaluate.curve_epochs if e <= len(tuned)} if classes == "base" else set())
+                states[classes] |= {(shots, seed, epoch): tuned[epoch - 1] for epoch in sorted(judged)}
+            save_judged(judge_source(name, protocols, states, lambda benchmark: method_of(about, backbone, p.benchmarks[benchmark].template), args.benchmarks), work, name)
+    figures = headline(read_verdicts(args.out, p.protocols), p.protocols)
+    return f"{args.out}: {in_words(figures)}", rounded(figures), args.metrics
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.artifacts import read_table, replacing
-from pipeline.benchmarks.params import Benchmark, FewShot
+from pipeline.artifacts import read_json, read_table, replacing
+from pipeline.benchmarks.headline import headline, rounded
+from pipeline.benchmarks.params import Benchmark, Protocols, Seeds
+from pipeline.benchmarks.protocols import HALVES, judged_on
+from pipeline.benchmarks.scores import measure
 from pipeline.clustering.schemas import CLUSTERS, DOMAINS, LABELS, TOPICS
 from pipeline.gram.params import Methods
 from pipeline.pairs.index import failure_reasons
@@ -21,10 +24,13 @@ from pipeline.pairs.params import Filter
 from pipeline.pairs.schemas import KEPT, PAIRS
 from pipeline.params import load_params
 from pipeline.report import figures
+from pipeline.report.formats import as_csv, as_html, as_latex, as_markdown
 from pipeline.report.gallery import topic_cards
-from pipeline.report.page import figure_html, render, table_rows
+from pipeline.report.page import figure_html, render
 from pipeline.report.params import Report
-from pipeline.report.results import AVERAGE, chance, epochs_table, read_epochs, read_results
+from pipeline.report.published import published
+from pipeline.report.results import chance, epochs_of, epochs_table, read_results
+from pipeline.report.tables import Findings, result_tables
 from pipeline.stage import parser, run
 
 READS = {
@@ -32,23 +38,22 @@ READS = {
     "filter": ("filter", Filter),
     "methods": ("methods", Methods),
     "benchmarks": ("benchmarks", dict[str, Benchmark]),
-    "few_shot": ("few_shot", FewShot),
+    "protocols": ("protocols", dict[str, Protocols]),
+    "seeds": ("few_shot.seeds", Seeds),
     "report": ("report", Report),
 }
+NOT_THE_REFERENCE = {"official": "not the reference split: made from the publisher's own lists"}  # by how a benchmark was read
 
 
-def print_table(results: dict, titles: dict[str, str]) -> None:
-    """A line per benchmark and method: it fits 80 columns however many methods there are."""
-    table = Table(title="Base-to-new accuracy (%), mean ± standard deviation over seeds")
-    for name in ("benchmark", "method"):
-        table.add_column(name, no_wrap=True)
-    for name in ("base", "new", "H"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for benchmark, by_method in results.items():
-        for i, (method, title) in enumerate(titles.items()):
-            found = by_method[method]
-            cells = [f"{found[k]:.2f}" + (f" ± {found[f'{k}_sd']:.2f}" if found["seeds"] > 1 else "       ") for k in ("base", "new", "H")]
-            table.add_row("" if i else benchmark, title, *cells, end_section=i == len(titles) - 1)
+def print_table(figures: dict[str, dict[str, float]], titles: dict[str, str]) -> None:
+    """A line per method: the averages of every protocol."""
+    names = list(dict.fromkeys(name for found in figures.values() for name in found))
+    table = Table(title="Top-1 accuracy (%), averages over benchmarks and seeds")
+    table.add_column("method", no_wrap=True)
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for method, found in figures.items():
+        table.add_row(titles[method], *(f"{found[name]:.2f}" if name in found else "" for name in names))
     Console().print(table)
 
 
@@ -57,15 +62,19 @@ def main():
     for name, what in {
         "pairs": "Parquet: one row per caption", "shards": "folder of picture shards", "kept": "Parquet: reason of every rejection",
         "topics": "Parquet: map place and membership strength per pair", "clusters": "Parquet: topic per pair", "labels": "Parquet: name and words per topic", "domains": "Parquet: domain per pair",
-        "starts": "folder of starts by method", "benchmarks": "folder of benchmarks", "scores": "folder of scores by benchmark and method",
-        "out": "folder for report.html, results.csv and epochs-<half>.csv",
+        "starts": "folder of starts by method", "benchmarks": "folder of benchmarks", "scores": "folder of scores by method",
+        "out": "folder for report.html, tables.csv, tables.md, tables.tex and epochs-<half>.csv",
     }.items():
         cli.add_argument(f"--{name}", type=Path, required=True, help=what)
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    titles = {name: m.title for name, m in (p.methods.direct | p.methods.meta).items()}
-    names = list(p.benchmarks)
-    results = read_results(args.scores, names, titles)
+    titles = p.methods.titles()
+    results = read_results(args.scores, p.protocols, titles)
+    figures_of = {m: headline(results.filter(pl.col("method") == m), p.protocols) for m in titles}
+    read_as = {name: read_json(args.benchmarks / name / "about.json")["split"] for name in p.benchmarks}
+    marks = {name: NOT_THE_REFERENCE[split] for name, split in read_as.items() if split in NOT_THE_REFERENCE}
+    findings = Findings(measure(results, p.report.resamples, p.seed), titles, list(p.benchmarks), p.protocols, published(), marks)
+    tables = result_tables(findings, p.report.pairs, p.report.later_methods)
 
     pairs = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "status", "error", "shard"]))
     kept = pl.from_arrow(read_table(args.kept, KEPT))
@@ -86,13 +95,12 @@ def main():
     mapped = topics.drop_nulls("x")
     points = mapped.sample(min(len(mapped), p.report.map_points), seed=p.seed).join(kept.select("key", "caption"), on="key").sort("key")
     outliers = int((topics["topic"] < 0).sum())
-    epochs = read_epochs(args.scores, names, titles)
+    epochs = epochs_of(args.scores, [name for name, of in p.protocols.items() if of.base_to_new], titles)
     curves = {m: pl.read_csv(args.starts / m / "curve.csv") for m, method in p.methods.meta.items() if method.algorithm == "gram"}
 
     html = render({
-        "lead": f"{len(titles)} methods on {len(names)} benchmarks; prompts meta-learned from {counts['in topics']:,} unlabelled image–text pairs in {len(labels)} topics.",
-        "titles": list(titles.values()), "shots": p.few_shot.shots, "seeds": len(p.few_shot.seeds),
-        "rows": table_rows(results, chance(args.benchmarks, names), list(titles)),
+        "lead": f"{len(titles)} methods on {len(judged_on(p.protocols))} benchmarks; prompts meta-learned from {counts['in topics']:,} unlabelled image–text pairs in {len(labels)} topics.",
+        "seeds": len(p.seeds), "tables": as_html(tables), "chance": chance(args.benchmarks, judged_on(p.protocols)),
         "funnel": figure_html(figures.funnel(counts), "funnel"), "dropped": dropped,
         "failures": figure_html(figures.failures(lost), "failures") if (lost := failure_reasons(pairs)) else "",
         "histogram": figure_html(figures.score_histogram(scores, judged, least_score(scores, p.filter)), "scores"),
@@ -104,19 +112,18 @@ def main():
             "title": titles[m], "figure": figure_html(figures.meta_curve(curve), f"meta-{m}"),
             "agreement": figure_html(figures.agreement_curve({titles[m]: [curve]}), f"agreement-{m}"),
         } for m, curve in curves.items()],
-        "epoch_figures": [figure_html(figures.epoch_curves(epochs, titles, half), f"epochs-{half}") for half in ("base", "new")],
+        "epoch_figures": [figure_html(figures.epoch_curves(epochs, titles, half), f"epochs-{half}") for half in HALVES] if len(epochs) else [],
     })
     with replacing(args.out / "report.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
-    rows = [{"benchmark": b, "method": m, **figure} for b, by_method in results.items() for m, figure in by_method.items()]
-    with replacing(args.out / "results.csv") as temporary:
-        pl.DataFrame(rows).write_csv(temporary)
-    for half in ("base", "new"):  # a column per method, for `dvc plots`
+    for name, content in (("csv", as_csv(tables)), ("md", as_markdown(tables)), ("tex", as_latex(tables))):
+        with replacing(args.out / f"tables.{name}") as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    for half in HALVES:  # a column per method, for `dvc plots`
         with replacing(args.out / f"epochs-{half}.csv") as temporary:
             epochs_table(epochs, half).write_csv(temporary, float_precision=4)
-    print_table(results, titles)
-    summary = {m: {k: round(results[AVERAGE][m][k], 4) for k in ("base", "new", "H")} for m in titles}
-    return f"{args.out / 'report.html'}: {len(html) / 1e6:.1f} MB", summary, args.metrics
+    print_table(figures_of, titles)
+    return f"{args.out / 'report.html'}: {len(html) / 1e6:.1f} MB", {m: rounded(found) for m, found in figures_of.items()}, args.metrics
 
 
 if __name__ == "__main__":

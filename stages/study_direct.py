@@ -26,14 +26,14 @@ def main():
     cli.add_argument("--name", required=True, help="entry of study.methods.direct")
     cli.add_argument("--seed", type=int, required=True, help="of initial tokens and the few-shot draw")
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
-    cli.add_argument("--out", type=Path, required=True, help="folder for scores.parquet, epochs.csv and the start")
+    cli.add_argument("--out", type=Path, required=True, help="folder for a table of verdicts and one of accuracies per benchmark, and the start")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
     with resumable_folder(args.out, fingerprint((p, args.name, args.seed), p.backbone.path)) as work:
         _, theta = initial_tokens(backbone, p.method, p.context_tokens, torch.Generator().manual_seed(args.seed))
         start = Start(p.method.prompt, p.method.depth, theta, {}, "none")
-        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, few_shot=p.few_shot, tuning=p.tuning, progress=progress)
+        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, sources=p.sources, shots=p.shots, draws=p.draws, tuning=p.tuning, progress=progress)
     return f"{args.name}, seed {args.seed}: {words}", {}, args.metrics
 
 

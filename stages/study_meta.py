@@ -25,7 +25,7 @@ def main():
     cli.add_argument("--seed", type=int, required=True, help="of initial tokens, episodes and the few-shot draw")
     cli.add_argument("--episodes", type=Path, required=True, help="folder of episodes by entry and seed")
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
-    cli.add_argument("--out", type=Path, required=True, help="folder for scores.parquet, epochs.csv, curve.csv and the start")
+    cli.add_argument("--out", type=Path, required=True, help="folder for a table of verdicts and one of accuracies per benchmark, curve.csv and the start")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
@@ -36,7 +36,7 @@ def main():
             regulator=p.regulator, outer=p.outer, outer_lr=p.outer_lr, regulator_lr=p.regulator_lr, meta_batch=p.meta_batch, meta_steps=p.meta_steps, progress=progress,
         )
         save_curve(curve, work / "curve.csv")
-        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, few_shot=p.few_shot, tuning=p.tuning, progress=progress)
+        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, sources=p.sources, shots=p.shots, draws=p.draws, tuning=p.tuning, progress=progress)
         (work / "checkpoint.safetensors").unlink(missing_ok=True)
     return f"{args.name}, seed {args.seed}: {words}", {}, args.metrics
 

@@ -1,10 +1,9 @@
-"""Tunes a method on a benchmark's base classes from its start, once per seed, keeping every epoch.
+"""Tunes a method on a benchmark from its start, once per number of shots and seed, keeping every epoch.
 
     python stages/tune.py --name animals --start data/starts/coop --benchmark data/benchmarks/animals \\
-        --out data/tuned/animals/coop
+        --out data/tuned/coop/animals
 
-Writes seed-N.safetensors with the tokens after every epoch. A method that learns nothing gives one
-file without tensors.
+Writes <classes>-<shots>-<seed>.safetensors with the tokens after every epoch: tuned on the base or on all classes.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -13,18 +12,22 @@ from pathlib import Path
 
 import torch
 
-from pipeline.benchmarks.cache import class_names, few_shots, samples_of
-from pipeline.benchmarks.params import Benchmark, FewShot, Tuning
+from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.benchmarks.cache import few_shots
+from pipeline.benchmarks.params import PromptTemplate, Seeds, Protocols, Tuning
+from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.gram.tune import tune
 from pipeline.params import load_params
-from pipeline.prompts.starts import load_start, method_of, save_tensors
+from pipeline.prompts.starts import load_start, method_of
+from pipeline.prompts.tuned import load_tuned, save_tuned, tuned_path
 from pipeline.stage import parser, progress, run
 
 READS = {
-    "benchmark": ("benchmarks.{name}", Benchmark),
-    "few_shot": ("few_shot", FewShot),
+    "protocols": ("protocols.{name}", Protocols),
+    "template": ("benchmarks.{name}.template", PromptTemplate),
+    "seeds": ("few_shot.seeds", Seeds),
     "tuning": ("tuning", Tuning),
     "backbone": ("backbone", BackboneParams),
 }
@@ -32,27 +35,26 @@ READS = {
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--name", required=True, help="entry of `benchmarks:`")
+    cli.add_argument("--name", required=True, help="entry of `protocols:`")
     cli.add_argument("--start", type=Path, required=True, help="folder with the method's prompt and regulator")
     cli.add_argument("--benchmark", type=Path, required=True, help="folder with samples, views and pictures")
-    cli.add_argument("--out", type=Path, required=True, help="folder for seed-N.safetensors")
+    cli.add_argument("--out", type=Path, required=True, help="folder for <classes>-<shots>-<seed>.safetensors")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     start = load_start(args.start)
-    about = {"prompt": start.prompt, "depth": str(start.depth)}
-    if not start.theta:
-        save_tensors({}, args.out / "seed-0.safetensors", **about)
-        return f"{args.out}: '{start.prompt}' learns nothing", {}, args.metrics
-
-    names = class_names(samples_of(args.benchmark), "base")
-    method = method_of(about, load_backbone(p.backbone.path), p.benchmark.template)
-    for seed in progress(p.few_shot.seeds, "seeds"):
-        shots = few_shots(args.benchmark, method, seed)
-        tuned = tune(method, start.theta, start.phi, start.input_scale, names, shots.views, shots.labels, p.tuning, seed)
-        tensors = {f"epoch-{epoch:03d}/{m}": v for epoch, tokens in enumerate(tuned, 1) for m, v in tokens.items()}
-        save_tensors(tensors, args.out / f"seed-{seed}.safetensors", **about)
-        moved = torch.cat([(tuned[-1][m] - start.theta[m]).flatten() for m in start.theta]).norm().item()
-    return f"{args.out}: {len(p.few_shot.seeds)} seeds, {len(names)} base classes, {len(shots.labels)} pictures; tokens moved by {moved:.3f} (last seed)", {}, args.metrics
+    method = method_of(start.about, load_backbone(p.backbone.path), p.template)
+    runs = runs_of(p.protocols, p.seeds)
+    with resumable_folder(args.out, fingerprint((p, args.name), args.start, args.benchmark, p.backbone.path)) as work:
+        for run_ in progress(runs, "runs"):
+            path = tuned_path(work, *run_)
+            if not path.exists():
+                draw = few_shots(args.benchmark, method, *run_)
+                tuned = tune(method, start.theta, start.phi, start.input_scale, draw.names, draw.views, draw.labels, p.tuning.of(start.prompt), run_.seed)
+                save_tuned(tuned, path, start.about)
+    last = load_tuned(tuned_path(args.out, *runs[-1]))[0][-1]
+    moved = torch.cat([(last[m] - start.theta[m]).flatten() for m in start.theta]).norm().item()
+    words = ", ".join(f"{shots} shots of {classes} classes" for classes, shots in dict.fromkeys(run_[:2] for run_ in runs))
+    return f"{args.out}: {words}, {len(p.seeds)} seeds; tokens moved by {moved:.3f} (last run)", {}, args.metrics
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import io
 import random
 import zipfile
 
-import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
@@ -12,7 +11,7 @@ from PIL import Image
 from pipeline.benchmarks.draw import draw_few_shot, draw_train_and_val
 from pipeline.benchmarks.params import Tuning
 from pipeline.benchmarks.reader import Pictures, half_of, read_samples
-from pipeline.benchmarks.scores import accuracy_by_seed, harmonic_mean, summarise
+from pipeline.benchmarks.scores import harmonic_mean
 from pipeline.errors import InputError
 from pipeline.gram.tune import learning_rate
 from pipeline.prompts.starts import Start, load_start, save_start
@@ -99,16 +98,6 @@ def test_learning_rate_per_epoch():
     settings = Tuning(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
     expected = [1e-5, 0.002, 0.00195106, 0.00180902, 0.00158779, 0.00130902, 0.001, 0.000690983, 0.000412215, 0.000190983]
     assert [learning_rate(e, 10, settings) for e in range(10)] == pytest.approx(expected, rel=1e-5)
-
-
-def test_scores_by_hand():
-    scores = pl.DataFrame({"seed": [1, 1, 1, 1, 2, 2, 2, 2], "half": ["base", "base", "new", "new"] * 2, "label": [0, 1, 0, 1] * 2, "predicted": [0, 1, 0, 0, 0, 0, 0, 1]})
-    by_half = accuracy_by_seed(scores)
-    assert by_half["base"].tolist() == [100, 50] and by_half["new"].tolist() == [50, 100]
-    summary = summarise(by_half["base"], by_half["new"])
-    assert summary["base"] == 75 and summary["new"] == 75 and summary["H"] == 75
-    assert summary["base_sd"] == pytest.approx(np.std([100, 50], ddof=1))
-    assert summary["H_sd"] == 0 and summary["seeds"] == 2
 
 
 def test_harmonic_mean_reproduces_the_papers_rows():

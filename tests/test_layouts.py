@@ -26,8 +26,9 @@ from scipy.io import savemat
 from pipeline.benchmarks.__main__ import main
 from pipeline.benchmarks.draw import draw_few_shot
 from pipeline.benchmarks.fetch import ARCHIVES, Archive, fetch
-from pipeline.benchmarks.layouts import LAYOUTS, read_benchmark
+from pipeline.benchmarks.layouts import read_benchmark
 from pipeline.benchmarks.layouts.known import KNOWN
+from pipeline.benchmarks.params import LAYOUTS
 from pipeline.errors import InputError
 
 
@@ -446,7 +447,7 @@ def test_what_cannot_be_read_at_all(tmp_path, layout, options, words):
 
 
 def test_the_table_of_datasets_agrees_with_itself():
-    assert LAYOUTS[0] == "folders" and len(KNOWN) == 15 and set(ARCHIVES) < set(KNOWN)
+    assert LAYOUTS == ("folders", *KNOWN) and len(KNOWN) == 15 and set(ARCHIVES) < set(KNOWN)
     for known in KNOWN.values():
         assert known.halves is None or sum(known.halves) == known.counts[2]
     assert all(a.checksum.startswith("md5:") and len(a.checksum) == 36 or a.checksum.startswith("sha256:") and len(a.checksum) == 71 for archives in ARCHIVES.values() for a in archives)

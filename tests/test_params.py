@@ -41,6 +41,7 @@ def test_json_schema_is_up_to_date():
     ("inner_lr: 0.5", "inner_lr: -0.1", ["'inner_lr'", "greater than 0"]),
     ("episodes: shifted, regulator: affine", "episodes: shiftd, regulator: affine", ["methods.meta.coop_gram.episodes", "'shiftd'", "shifted"]),
     ('path: data/world/animals.zip, template: "a photo of a {}."', 'path: data/world/animals.zip, template: "a photo"', ["benchmarks.animals.template", "{}"]),
+    ("animals: {path: data/world/animals.zip,", "animals: {layout: imagenet21k, path: data/world/animals.zip,", ["benchmarks.animals.layout", "'imagenet21k'"]),
 ])
 def test_one_clear_error(tmp_path, old, new, words):
     path = edited(tmp_path, old, new)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from test_meta_gradient import KINDS, NAMES, TEMPLATE, TOKENS, K, T, World, small_backbone
 
+from pipeline.clip import blocks
 from pipeline.errors import InputError
 from pipeline.prompts import METHODS
+from pipeline.prompts.template import Template
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +145,42 @@ def test_underscores_in_class_names_are_spaces(backbone, kind):
         assert torch.equal(world.logits(tokens, "query"), spaced) and spaced.shape == (T, 12, K)
 
 
+def encoded(backbone, *texts):
+    return backbone.model.encode_text(backbone.tokenize(list(texts)), normalize=True)
+
+
 def test_the_template_learns_nothing(backbone):
-    method = METHODS["template"](backbone, "a drawing of a {}.")
+    method = Template(backbone, ["a drawing of a {}."])
     assert method.initial(4, torch.Generator()) == {}
-    expected = backbone.model.encode_text(backbone.tokenize(["a drawing of a polar bear.", "a drawing of a cat."]), normalize=True)
-    assert torch.allclose(method.text_features({}, method.prepare([["polar_bear", "cat"]]))[0], expected, atol=1e-10)
+    found = method.text_features({}, method.prepare([["polar_bear", "cat"]]))[0]
+    assert torch.allclose(found, encoded(backbone, "a drawing of a polar bear.", "a drawing of a cat."), atol=1e-10)
+
+
+def test_an_ensemble_is_the_normalised_mean_of_its_templates(backbone):
+    method = Template(backbone, ["a drawing of a {}.", "{} texture."])
+    expected = encoded(backbone, "a drawing of a cat.", "a drawing of a dog.") + encoded(backbone, "cat texture.", "dog texture.")
+    found = method.text_features({}, method.prepare([["cat", "dog"]]))[0]
+    assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=-1), atol=1e-10)
+
+
+@pytest.mark.parametrize("kind, depth", [("coop", 1), ("cocoop", 1), ("coupled", 2)])
+def test_texts_in_parts_have_the_same_logits_and_gradients(backbone, kind, depth, monkeypatch):
+    """Second derivatives, too: a head of many classes is computed part by part."""
+    world = World(backbone, kind, depth=depth)
+
+    def found():
+        tokens = {name: value.requires_grad_() for name, value in differing(world).items()}
+        with blocks.twice_differentiable():
+            logits = world.logits(tokens, "query")
+            first = torch.autograd.grad(logits.square().sum(), list(tokens.values()), create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), list(tokens.values()))
+        return [logits, *first, *second]
+
+    whole, parts = found(), []
+    again = blocks._again_backwards
+    monkeypatch.setattr(blocks, "_again_backwards", lambda function, *tensors: parts.append(function) or again(function, *tensors))
+    monkeypatch.setattr("pipeline.clip.text.TEXTS_AT_ONCE", 4)
+    monkeypatch.setattr("pipeline.prompts.cocoop.TEXTS_AT_ONCE", 4)
+    for a, b in zip(whole, found(), strict=True):
+        assert (a - b).abs().max() < 1e-9 * a.abs().max()
+    assert len(parts) > 1

@@ -1,13 +1,12 @@
-"""What a study makes of its runs: averages, paired intervals, and entries that do not exist."""
+"""What a study makes of its runs: paired intervals, and entries that do not exist."""
 
 import numpy as np
-import polars as pl
 import pytest
 from conftest import ROOT
 from scipy import stats
 from typing import get_args
 
-from pipeline.benchmarks.scores import averages, interval
+from pipeline.benchmarks.scores import interval
 from pipeline.errors import InputError
 from pipeline.gram.params import Prompt
 from pipeline.prompts import METHODS
@@ -19,14 +18,6 @@ def test_the_interval_is_the_paired_t_test_s():
     mean, half = interval(a - b)
     expected = stats.ttest_rel(a, b).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
-
-
-def test_a_run_s_h_is_of_its_averages():
-    """Two benchmarks of 4 and 2 pictures a half: each counts the same, and H is taken last."""
-    rows = [("a", "base", 1, 1), ("a", "base", 1, 1), ("a", "base", 0, 1), ("a", "base", 0, 1), ("a", "new", 1, 1), ("b", "base", 1, 1), ("b", "base", 1, 1), ("b", "new", 0, 1)]
-    found = averages(pl.DataFrame(rows, schema=["benchmark", "half", "label", "predicted"], orient="row"))
-    assert (found["base"], found["new"]) == (75, 50)
-    assert found["H"] == pytest.approx(2 * 75 * 50 / 125)
 
 
 def test_every_prompt_that_params_yaml_may_name_exists():

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from pipeline.benchmarks.scores import RESULTS, Measured, Run, average, difference, harmonic, harmonic_mean, measure, resampled_means
+from pipeline.benchmarks.scores import RESULTS, Measured, Setting, average, difference, harmonic, harmonic_mean, measure, resampled_means
 from pipeline.errors import InputError
 from pipeline.report.formats import as_csv, as_html, as_latex, as_markdown
 from pipeline.report.published import published
@@ -132,7 +132,7 @@ def test_averages_h_and_differences_are_taken_resample_by_resample():
         return hard[b, h] + 0.05 * rng.standard_normal((3, 400)) < level
     results = pl.concat([verdicts(m, b, h, noisy(level, b, h)) for m, level in (("one", 0.66), ("other", 0.6)) for b, h in hard])
     found = measure(results, 1000, 1)
-    of = {(m, b, h): found[Run(m, b, "base", 16), b, h] for m in ("one", "other") for b, h in hard}
+    of = {(m, b, h): found[Setting(m, b, "base", 16), b, h] for m in ("one", "other") for b, h in hard}
     averages = {(m, h): average([of[m, "x", h], of[m, "y", h]]) for m in ("one", "other") for h in ("base", "new")}
     h_of = {m: harmonic(averages[m, "base"], averages[m, "new"]) for m in ("one", "other")}
     one = h_of["one"]
@@ -147,7 +147,7 @@ def test_averages_h_and_differences_are_taken_resample_by_resample():
     assert np.corrcoef(of["one", "x", "base"].resampled, of["other", "x", "base"].resampled)[0, 1] > 0.7
     # and one benchmark alone gives what all together gave
     again = measure(results.filter(pl.col("benchmark") == "y"), 1000, 1)
-    assert (again[Run("one", "y", "base", 16), "y", "new"].resampled == of["one", "y", "new"].resampled).all()
+    assert (again[Setting("one", "y", "base", 16), "y", "new"].resampled == of["one", "y", "new"].resampled).all()
 
 
 def test_heads_and_benchmarks_are_resampled_independently():
@@ -168,7 +168,7 @@ def test_what_tunes_nothing_is_the_same_for_every_source_and_seed():
     ])
     found = measure(results, 50, 1)
     assert len(found) == 2
-    gain = difference(found[Run("coop", "b", "base", 16), "b", "base"], found[Run("clip", "", "", 0), "b", "base"])
+    gain = difference(found[Setting("coop", "b", "base", 16), "b", "base"], found[Setting("clip", "", "", 0), "b", "base"])
     assert gain.by_seed == pytest.approx([25, 0]) and gain.value == pytest.approx(12.5)
 
 
@@ -203,7 +203,7 @@ def half_way(benchmarks, methods=("clip", "coop", "coop_gram"), **more):
     measured = {}
     for i, b in enumerate(benchmarks):
         for j, m in enumerate(methods):
-            run, seeds = (Run(m, "", "", 0), (0,)) if m == "clip" else (Run(m, b, "base", 16), (1, 2, 3))
+            run, seeds = (Setting(m, "", "", 0), (0,)) if m == "clip" else (Setting(m, b, "base", 16), (1, 2, 3))
             measured |= {(run, b, "base"): figure(60.0 + i + j, seeds), (run, b, "new"): figure(50.0, seeds)}
     given = {"measured": measured, "titles": {m: PAPER.methods.get(m, m) for m in methods}, "benchmarks": list(benchmarks), "sources": {b: source([16]) for b in benchmarks}, "paper": PAPER}
     return Findings(**given | more)
@@ -241,7 +241,7 @@ def test_table_1_beside_the_paper():
 
 def test_a_cell_says_why_it_is_empty():
     f = half_way(["dtd", "eurosat"])
-    left = {part: m for part, m in f.measured.items() if part[:2] != (Run("coop", "dtd", "base", 16), "dtd") and part != (Run("coop_gram", "dtd", "base", 16), "dtd", "new")}
+    left = {part: m for part, m in f.measured.items() if part[:2] != (Setting("coop", "dtd", "base", 16), "dtd") and part != (Setting("coop_gram", "dtd", "base", 16), "dtd", "new")}
     table = base_to_new_table(half_way(["dtd", "eurosat"], measured=left), 16)
     assert values(table, "dtd", "coop")[0].missing == "CoOp was not tuned on dtd (16 shots of base classes)"
     base, new, h = values(table, "dtd", "coop_gram")
@@ -255,8 +255,8 @@ def test_a_cell_says_why_it_is_empty():
 def across(setting, listed, known, shots=16, marks=None):
     measured = {}
     for i, b in enumerate(["imagenet", *listed]):
-        measured[Run("clip", "", "", 0), b, "all"] = figure(50.0 + i, (0,))
-        measured[Run("coop", "imagenet", "all", shots), b, "all"] = figure(60.0 + i)
+        measured[Setting("clip", "", "", 0), b, "all"] = figure(50.0 + i, (0,))
+        measured[Setting("coop", "imagenet", "all", shots), b, "all"] = figure(60.0 + i)
     sources = {"imagenet": source(all_classes=[shots], **{setting: listed})}
     return Findings(measured, {"clip": "CLIP", "coop": "CoOp"}, known, sources, PAPER, marks or {})
 

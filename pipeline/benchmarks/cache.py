@@ -25,9 +25,13 @@ def samples_of(folder: Path) -> pl.DataFrame:
     return pl.from_arrow(read_table(folder / "samples.parquet", SAMPLES))
 
 
-def class_names(samples: pl.DataFrame, half: str) -> list[str]:
-    """The names of a half in label order: its head."""
-    return samples.filter(pl.col("half") == half).select("label", "name").unique().sort("label")["name"].to_list()
+def class_names(samples: pl.DataFrame, head: str) -> list[str]:
+    """The names of the base, the new or all classes in label order: a head."""
+    return samples.filter(_of(head)).select("label", "name").unique().sort("label")["name"].to_list()
+
+
+def _of(head: str) -> pl.Expr:
+    return pl.lit(True) if head == "all" else pl.col("half") == head
 
 
 def _pictures(folder: Path, index: np.ndarray) -> dict[int, bytes]:
@@ -40,41 +44,44 @@ def _pictures(folder: Path, index: np.ndarray) -> dict[int, bytes]:
 
 
 @dataclass(frozen=True)
-class Shots:
-    """One few-shot draw of the base classes.
+class Draw:
+    """A few-shot draw.
 
     Attributes:
         views: one (n, e) array of features or (n, 3, h, w) tensor of pixels per epoch.
-        labels: (n,) int64, among the base classes.
+        labels: (n,) int64, among `names`.
+        names: of the classes, in label order.
     """
 
     views: Sequence
     labels: np.ndarray
+    names: list[str]
 
 
-def few_shots(folder: Path, method: PromptMethod, seed: int) -> Shots:
-    """The augmented views of one draw, as features or as pixels, whichever the method needs.
+def few_shots(folder: Path, method: PromptMethod, classes: str, shots: int, seed: int) -> Draw:
+    """The augmented views of one draw of the base or all classes, as features or as pixels, whichever the method needs.
 
-    Raises InputError if the benchmark stage drew nothing for this seed.
+    Raises InputError if the benchmark stage made no such draw.
     """
     path = folder / "views.parquet"
     table = read_table(path, views_schema(vector_dim(path, "image")))
-    rows = table["seed"].to_numpy() == seed
+    rows = (table["seed"].to_numpy() == seed) & (table["shots"].to_numpy() == shots) & (table["classes"].to_numpy(zero_copy_only=False) == classes)
     if not rows.any():
-        raise InputError(f"{path}: has no views for seed {seed} of 'few_shot.seeds'; run `dvc repro` so that the benchmark stage draws them")
+        raise InputError(f"{path}: has no draw of {shots} shots of {classes} classes for seed {seed}; add {shots} to 'benchmarks.{folder.name}.shots.{classes}' and {seed} to 'few_shot.draws', and run `dvc repro`")
     epochs = int(table["epoch"].to_numpy()[rows].max()) + 1
     index = table["index"].to_numpy()[rows].reshape(epochs, -1)[0]
-    label_of = dict(samples_of(folder).select("index", "label").iter_rows())
-    labels = np.array([label_of[i] for i in index], dtype=np.int64)
+    samples = samples_of(folder)
+    label_of = dict(samples.select("index", "label").iter_rows())
+    labels, names = np.array([label_of[i] for i in index], dtype=np.int64), class_names(samples, classes)
     if method.sees_pixels:
         pictures = _pictures(folder, index)
-        return Shots(AugmentedViews(method.backbone, [open_picture(pictures[i]) for i in index], epochs, seed), labels)
-    return Shots(from_vectors(table["image"])[rows].reshape(epochs, len(index), -1), labels)
+        return Draw(AugmentedViews(method.backbone, [open_picture(pictures[i]) for i in index], epochs, seed), labels, names)
+    return Draw(from_vectors(table["image"])[rows].reshape(epochs, len(index), -1), labels, names)
 
 
 @dataclass(frozen=True)
 class Exam:
-    """The test pictures of one half and its own head.
+    """The test pictures of the base, the new or all classes, and their own head.
 
     Attributes:
         names: the head's class names.
@@ -86,10 +93,10 @@ class Exam:
     labels: np.ndarray
 
 
-def exam_of(samples: pl.DataFrame, half: str) -> Exam:
-    rows = samples.filter((pl.col("split") == "test") & (pl.col("half") == half)).sort("index")
-    first = int(samples.filter(pl.col("half") == half)["label"].min())
-    return Exam(class_names(samples, half), rows["index"].to_numpy(), rows["label"].to_numpy() - first)
+def exam_of(samples: pl.DataFrame, head: str) -> Exam:
+    rows = samples.filter((pl.col("split") == "test") & _of(head)).sort("index")
+    first = int(samples.filter(_of(head))["label"].min())
+    return Exam(class_names(samples, head), rows["index"].to_numpy(), rows["label"].to_numpy() - first)
 
 
 def seen_tests(folder: Path, method: PromptMethod, index: np.ndarray) -> Iterator[torch.Tensor]:

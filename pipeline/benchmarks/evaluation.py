@@ -1,41 +1,74 @@
-"""Judges learned tokens on a benchmark's test pictures."""
+"""Judges learned tokens on test pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Callable, Hashable
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import torch
 
 from pipeline.benchmarks.cache import exam_of, samples_of, seen_tests
-from pipeline.benchmarks.schemas import SCORES
+from pipeline.benchmarks.params import Protocols
+from pipeline.benchmarks.protocols import Exam, exams_of
+from pipeline.benchmarks.schemas import VERDICTS
 from pipeline.prompts.base import PromptMethod, Tokens
 
+States = dict[tuple[int, int, int], Tokens]  # by shots, seed and epoch
+EPOCHS = {"source": pl.String, "shots": pl.Int32, "seed": pl.Int32, "epoch": pl.Int32, "head": pl.String, "top1": pl.Float64}
 
-def judge(method: PromptMethod, folder: Path, states: dict[str, Tokens], half: str) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Predictions of several states of a method's tokens under a half's own head.
+
+def judge(method: PromptMethod, folder: Path, states: dict[Hashable, Tokens], head: str) -> tuple[np.ndarray, np.ndarray, dict[Hashable, np.ndarray]]:
+    """Predictions of several states of a method's tokens under the head of the base, new or all classes.
+
+    Every picture is read (and, for visual prompts, embedded) once for all states.
 
     Args:
-        folder: the benchmark's artifacts. states: name → {learned name: (rows, d)}.
+        folder: the benchmark's artifacts. states: any name → {learned name: (rows, d)}.
 
     Returns:
         (n,) rows of the samples, (n,) labels within the head, and name → (n,) predicted labels.
     """
-    exam = exam_of(samples_of(folder), half)
+    exam = exam_of(samples_of(folder), head)
     device = method.backbone.device
     with torch.inference_mode():
         classes = method.prepare([exam.names])
         placed = {name: {m: v.unsqueeze(0).to(device) for m, v in tokens.items()} for name, tokens in states.items()}
         heads = {name: method.head(tokens, classes) for name, tokens in placed.items()}
-        found: dict[str, list[np.ndarray]] = {name: [] for name in states}
+        found: dict[Hashable, list[np.ndarray]] = {name: [] for name in states}
         for seen in seen_tests(folder, method, exam.index):
             for name, tokens in placed.items():
                 found[name].append(method.scores(tokens, heads[name], seen)[0].argmax(dim=-1).cpu().numpy())
     return exam.index, exam.labels, {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def scores_table(seed: int, half: str, index: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> pa.Table:
-    """Rows of `SCORES` for one seed and half."""
-    columns = [np.full(len(index), seed), [half] * len(index), index, labels, predicted]
-    return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, SCORES)], schema=SCORES)
+def verdicts(source: str, tuned_on: str, shots: int, seed: int, exam: Exam, index: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> pa.Table:
+    """Rows of `VERDICTS` for one state of a prompt."""
+    n = len(index)
+    columns = [[source] * n, [tuned_on] * n, np.full(n, shots), np.full(n, seed), [exam.benchmark] * n, [exam.head] * n, index, labels, predicted]
+    return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, VERDICTS)], schema=VERDICTS)
+
+
+def judge_source(name: str, protocols: Protocols, states: dict[str, States], method_on: Callable[[str], PromptMethod], benchmarks: Path) -> tuple[pa.Table, pl.DataFrame]:
+    """Judges what was tuned on one benchmark, the source, wherever its protocols say.
+
+    Args:
+        states: tokens by the classes they were tuned on (base, all) and by (shots, seed, epoch).
+        method_on: the method with a benchmark's own template. benchmarks: the benchmarks' artifacts, a folder each.
+
+    Returns:
+        `VERDICTS` of each run's last epoch; and source, shots, seed, epoch, head, top1 (percent) of every
+        epoch of those that were tuned on base classes.
+    """
+    parts, epochs = [VERDICTS.empty_table()], []
+    for tuned_on, exams in exams_of(name, protocols).items():
+        last = {(shots, seed): epoch for shots, seed, epoch in sorted(states[tuned_on])}
+        for exam in exams:
+            index, labels, predicted = judge(method_on(exam.benchmark), benchmarks / exam.benchmark, states[tuned_on], exam.head)
+            for (shots, seed), epoch in last.items():
+                parts.append(verdicts(name, tuned_on, shots, seed, exam, index, labels, predicted[shots, seed, epoch]))
+            if tuned_on == "base":
+                epochs += [(name, *state, exam.head, 100 * float((found == labels).mean())) for state, found in predicted.items()]
+    return pa.concat_tables(parts), pl.DataFrame(epochs, schema=EPOCHS, orient="row")

@@ -1,35 +1,70 @@
-"""Parameters of benchmarks, few-shot draws and tuning."""
+"""Parameters of benchmarks, few-shot draws, tuning and protocols."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.params import Section
 
 Count = Annotated[int, Field(ge=1)]
+Seeds = Annotated[list[int], Field(min_length=1)]
+Layout = Literal[
+    "folders", "imagenet", "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101",
+    "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r",
+]
+LAYOUTS = get_args(Layout)
+
+
+def _has_place(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError("must hold {} once, where the class name goes")
+    return template
+
+
+PromptTemplate = Annotated[str, AfterValidator(_has_place)]  # a hand-written prompt; {} stands for the class name
+
+
+class Shots(Section):
+    """Numbers of pictures per class that draws are made of."""
+
+    base: list[Count] = []  # for tuning on the base classes
+    all: list[Count] = []  # for tuning on all classes
 
 
 class Benchmark(Section):
     """A labelled dataset (an entry of `benchmarks:`)."""
 
-    path: str  # folder or zip: <train|test>/[<domain>/]<class>/<picture>
-    template: str  # the hand-written prompt of zero-shot CLIP; {} stands for the class name
+    layout: Layout = "folders"  # folders: <train|test>/[<domain>/]<class>/<picture>; the others: docs/benchmarks.md
+    path: str  # its folder, or a zip
+    domains: list[str] | None = None  # test pictures of these domains only
+    template: PromptTemplate  # of zero-shot CLIP
+    shots: Shots = Shots()  # few-shot draws to prepare
 
-    @field_validator("template")
-    @classmethod
-    def _has_place(cls, value: str) -> str:
-        if value.count("{}") != 1:
-            raise ValueError("must hold {} once, where the class name goes")
-        return value
+
+class Protocols(Section):
+    """What a benchmark that prompts are tuned on is the source of (an entry of `protocols:`, by the benchmark's name)."""
+
+    base_to_new: list[Count] = []  # shots: tuned on its base classes, judged on its base and its new classes
+    all_classes: list[Count] = []  # shots: tuned on all its classes, judged on its test pictures and …
+    cross_domain: list[str] = []  # … on these benchmarks: other domains of the same classes
+    cross_dataset: list[str] = []  # … and on these: other classes
+
+    @model_validator(mode="after")
+    def _tunes_something(self) -> Protocols:
+        if not (self.base_to_new or self.all_classes):
+            raise ValueError("names no shots; give 'base_to_new' or 'all_classes' a list of them, or remove the entry")
+        if (self.cross_domain or self.cross_dataset) and not self.all_classes:
+            raise ValueError("has targets, but no shots under 'all_classes'; prompts are tuned on all classes before they are judged elsewhere")
+        return self
 
 
 class FewShot(Section):
     """What is drawn from each benchmark's training part."""
 
-    shots: Count  # pictures per class
-    seeds: Annotated[list[int], Field(min_length=1)]  # one draw and one tuning for each
+    draws: Seeds  # random draws that are prepared, one per seed
+    seeds: Seeds  # of these, the ones that methods are tuned on
     epochs: Count  # every epoch sees its own augmented view of each picture
 
 
@@ -41,3 +76,14 @@ class Tuning(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     batch: Count  # pictures per step
+    batch_of: dict[str, Count] = {}  # the same for a kind of prompt by name, instead of `batch`
+
+    def of(self, prompt: str) -> Tuning:
+        """The same with the batch of one kind of prompt."""
+        return self.model_copy(update={"batch": self.batch_of.get(prompt, self.batch)})
+
+
+class Evaluate(Section):
+    """What is judged beside the tokens after the last epoch."""
+
+    curve_epochs: list[Count]  # epochs after which base and new accuracy are measured too

@@ -11,12 +11,13 @@ SAMPLES = pa.schema([
     ("index", pa.int32()), ("split", pa.string()), ("domain", pa.string()), ("label", pa.int32()), ("name", pa.string()), ("half", pa.string()), ("file", pa.string()),
 ])
 
-# One row per test picture that is judged: label and predicted count within the half's own head.
-SCORES = pa.schema([("seed", pa.int32()), ("half", pa.string()), ("index", pa.int32()), ("label", pa.int32()), ("predicted", pa.int32())])
-
-
-# The same of several benchmarks.
-STUDY_SCORES = SCORES.append(pa.field("benchmark", pa.string()))
+# One row per judged picture. The prompt was tuned on the `tuned_on` (base or all) classes of `source`, with so many
+# shots (0: zero-shot), and judged on a picture of `benchmark` under the head of its base, new or all classes: label
+# and predicted count within that head.
+VERDICTS = pa.schema([
+    ("source", pa.string()), ("tuned_on", pa.string()), ("shots", pa.int32()), ("seed", pa.int32()), ("benchmark", pa.string()), ("head", pa.string()),
+    ("index", pa.int32()), ("label", pa.int32()), ("predicted", pa.int32()),
+])
 
 
 def test_schema(dim: int) -> pa.Schema:
@@ -24,11 +25,13 @@ def test_schema(dim: int) -> pa.Schema:
 
 
 def views_schema(dim: int) -> pa.Schema:
-    """The augmented training views: one row per seed, epoch and drawn picture."""
-    return pa.schema([("seed", pa.int32()), ("epoch", pa.int32()), ("index", pa.int32()), ("image", vector_type(dim))])
+    """The augmented training views: one row per draw (classes it is for, shots, seed), epoch and drawn picture."""
+    return pa.schema([
+        ("classes", pa.string()), ("shots", pa.int32()), ("seed", pa.int32()), ("epoch", pa.int32()), ("index", pa.int32()), ("image", vector_type(dim)),
+    ])
 
 
-# The files of every test picture and of every drawn base picture, for methods that need more than features.
+# The files of every test picture and of every drawn picture, for methods that need more than features.
 PICTURES = pa.schema([("index", pa.int32()), ("picture", pa.binary())])
 
 

@@ -10,16 +10,13 @@ import polars as pl
 import pyarrow as pa
 from scipy import stats
 
+from pipeline.benchmarks.schemas import VERDICTS
 from pipeline.errors import InputError
 
-# One row per judged test picture of any run: `head` (base, new, all) of `benchmark` by `method`, tuned with
-# `shots` pictures of each base class or of all classes (`tuned_on`) of `source`; 0 shots: nothing is tuned.
-RESULTS = pa.schema([
-    ("method", pa.string()), ("source", pa.string()), ("tuned_on", pa.string()), ("shots", pa.int32()), ("seed", pa.int32()),
-    ("benchmark", pa.string()), ("head", pa.string()), ("index", pa.int32()), ("label", pa.int32()), ("predicted", pa.int32()),
-])
+# `VERDICTS` of several methods; with 0 shots nothing is tuned.
+RESULTS = pa.schema([("method", pa.string()), *VERDICTS])
 
-# Share of right predictions in percent, for rows of `SCORES`.
+# Share of right predictions in percent, for rows of `VERDICTS`.
 TOP1 = (100 * (pl.col("label") == pl.col("predicted")).mean()).alias("top1")
 
 
@@ -28,34 +25,14 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new > 0 else 0.0
 
 
-def accuracy_by_seed(scores: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Top-1 over all test pictures of a half, in percent: {half: (seeds,)}, seeds in ascending order."""
-    table = scores.group_by("seed", "half").agg(TOP1).sort("seed")
-    return {half: table.filter(pl.col("half") == half)["top1"].to_numpy() for half in ("base", "new")}
-
-
-def summarise(base: np.ndarray, new: np.ndarray) -> dict[str, float]:
-    """Means over seeds, H of the means, and the sample standard deviations over seeds (0 for one seed)."""
-    sd = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in (base, new, [harmonic_mean(b, n) for b, n in zip(base, new)])]
-    mean = float(np.mean(base)), float(np.mean(new))
-    return {"base": mean[0], "new": mean[1], "H": harmonic_mean(*mean), "base_sd": sd[0], "new_sd": sd[1], "H_sd": sd[2], "seeds": len(base)}
-
-
-def averages(scores: pl.DataFrame) -> dict[str, float]:
-    """One run on several benchmarks (rows of `STUDY_SCORES`): mean base and new top-1 in percent, and their H."""
-    table = scores.group_by("benchmark", "half").agg(TOP1)
-    base, new = (float(table.filter(pl.col("half") == half)["top1"].mean()) for half in ("base", "new"))
-    return {"base": base, "new": new, "H": harmonic_mean(base, new)}
-
-
 def interval(differences: np.ndarray) -> tuple[float, float]:
     """Mean and half-width of the 95% interval of (n,) paired differences, by Student's t; n ≥ 2."""
     n = len(differences)
     return float(np.mean(differences)), float(stats.t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n))
 
 
-class Run(NamedTuple):
-    """A method tuned on some classes of a benchmark; with 0 shots nothing is tuned, and source and tuned_on are empty."""
+class Setting(NamedTuple):
+    """A method tuned on some classes of a benchmark, with any seed; with 0 shots nothing is tuned, and source and tuned_on are empty."""
 
     method: str
     source: str
@@ -93,7 +70,7 @@ class Measured:
         return float(low), float(high)
 
 
-Part = tuple[Run, str, str]  # run, benchmark, head
+Part = tuple[Setting, str, str]  # run, benchmark, head
 
 BLOCK = 2**22  # numbers of one block of resampled counts
 
@@ -143,9 +120,9 @@ def measure(results: pl.DataFrame, resamples: int, seed: int) -> dict[Part, Meas
     for (benchmark, head), part in results.partition_by("benchmark", "head", as_dict=True).items():
         keys, labels, right = _verdicts(part, benchmark, head)
         _, class_of, in_class = np.unique(labels, return_inverse=True, return_counts=True)
-        rows: dict[Run, list[int]] = {}
+        rows: dict[Setting, list[int]] = {}
         for row, (*run, _, _) in enumerate(keys.iter_rows()):
-            rows.setdefault(Run(*run), []).append(row)
+            rows.setdefault(Setting(*run), []).append(row)
         means = np.stack([right[r].mean(axis=0) for r in rows.values()], axis=1)
         drawn = resampled_means(means, resamples, np.random.default_rng([seed, *f"{benchmark}/{head}".encode()]))
         for column, (run, r) in enumerate(rows.items()):

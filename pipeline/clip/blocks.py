@@ -81,10 +81,29 @@ def _block(block: nn.Module, x: Tensor, mask: Tensor | None, at: Tensor | None) 
     return x if at is None else x[torch.arange(len(x), device=x.device), at].unsqueeze(1)
 
 
-def _block_in_form(twice: bool, *arguments) -> Tensor:
-    """`_block` in the form it had at first: the backward pass may run it again in a thread that has no contexts."""
+def _in_form(twice: bool, function, *arguments) -> Tensor:
+    """`function` in the form it had at first: the backward pass may run it again in a thread that has no contexts."""
     with twice_differentiable() if twice else nullcontext():
-        return _block(*arguments)
+        return function(*arguments)
+
+
+def _again_backwards(function, *arguments) -> Tensor:
+    """`function`, of which only the arguments are kept: it runs again in the backward pass."""
+    return checkpoint(_in_form, _TWICE.get(), function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def in_parts(function, at_once: int, *tensors: Tensor | None, dim: int = 0) -> Tensor:
+    """`function` of tensors of equal size along `dim`, applied to `at_once` at a time, and the results put together.
+
+    Where a gradient is wanted each part runs again in the backward pass, so that there is memory for one
+    part only; the gradient is the exact one.
+    """
+    if tensors[0].shape[dim] <= at_once:
+        return function(*tensors)
+    count = -(-tensors[0].shape[dim] // at_once)
+    parts = zip(*([None] * count if t is None else t.split(at_once, dim) for t in tensors))
+    run = _again_backwards if torch.is_grad_enabled() else lambda f, *arguments: f(*arguments)
+    return torch.cat([run(function, *part) for part in parts], dim=dim)
 
 
 def run_blocks(blocks, x: Tensor, mask: Tensor | None = None, at: Tensor | None = None, deep: Tensor | None = None, deep_at: int = 0) -> Tensor:
@@ -104,7 +123,7 @@ def run_blocks(blocks, x: Tensor, mask: Tensor | None = None, at: Tensor | None 
             x = torch.cat([x[:, :deep_at], tokens, x[:, deep_at + tokens.shape[1] :]], dim=1)
         wanted = at if index == len(blocks) - 1 else None
         if _RECOMPUTE.get() and torch.is_grad_enabled():
-            x = checkpoint(_block_in_form, _TWICE.get(), block, x, mask, wanted, use_reentrant=False, preserve_rng_state=False)
+            x = _again_backwards(_block, block, x, mask, wanted)
         else:
             x = _block(block, x, mask, wanted)
     return x

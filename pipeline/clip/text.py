@@ -15,8 +15,10 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.clip.blocks import run_blocks
+from pipeline.clip.blocks import in_parts, run_blocks
 from pipeline.errors import InputError
+
+TEXTS_AT_ONCE = 512  # 4 GiB of activations for ViT-B/16's text tower at 20 positions; heads of 1,000 classes take two parts
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class TextTower:
         if int(end.max()) >= self.room:
             raise InputError(f"{count} context tokens and a text of {int(pieces.end.max())} tokens do not fit the text tower's {self.room} positions; lower 'context_tokens' or shorten the class name")
         embeddings = embeddings[:, : self.room]  # a padded text gives way at its end
-        return F.normalize(self.encode(embeddings, end, deep, self.starts), dim=-1)
+        features = in_parts(lambda *part: self.encode(*part, self.starts), TEXTS_AT_ONCE, embeddings, end, deep)
+        return F.normalize(features, dim=-1)
 
 
 class TransformerText(TextTower):

@@ -6,12 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.benchmarks.params import PromptTemplate
 from pipeline.params import Section
 
 Rate = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 TokenCount = Annotated[int, Field(ge=1, le=64)]
-Prompt = Literal["template", "coop", "cocoop", "vpt", "joint", "coupled"]
+Prompt = Literal["coop", "cocoop", "vpt", "joint", "coupled"]
+
+
+class ZeroShot(Section):
+    """Hand-written prompts, nothing tuned (an entry of `methods.zero_shot`)."""
+
+    title: str  # its name in tables and plots
+    templates: Annotated[list[PromptTemplate], Field(min_length=1)] | None = None  # for every benchmark alike, their features averaged; null: each benchmark's own
 
 
 class Method(Section):
@@ -58,16 +66,30 @@ class Outer(Section):
     checkpoint_every: Count  # meta-steps
 
 
-class Methods(Section):
+class Tuned(Section):
+    """Methods that learn something."""
+
+    direct: dict[str, Method]  # tuned from their own initial tokens
+    meta: dict[str, MetaMethod]  # learned from episodes first (Algorithm 1), then tuned from there
+
+    def titles(self) -> dict[str, str]:
+        return {name: method.title for name, method in (self.direct | self.meta).items()}
+
+
+class Methods(Tuned):
     """The methods that are compared."""
 
-    direct: dict[str, Method]  # tuned from their own initial tokens, or not tuned at all
-    meta: dict[str, MetaMethod]  # learned from episodes first (Algorithm 1), then tuned from there
+    zero_shot: dict[str, ZeroShot]
+
+    def titles(self) -> dict[str, str]:
+        return {name: method.title for name, method in self.zero_shot.items()} | super().titles()
 
 
 class Study(Section):
     """What `study/dvc.yaml` repeats over seeds: methods beyond the main table, and who is compared with whom."""
 
     seeds: Annotated[list[int], Field(min_length=2)]  # of initial tokens, episodes and the few-shot draw at once
-    methods: Methods
+    methods: Tuned
+    benchmarks: Annotated[list[str], Field(min_length=1)]  # tuned on their base classes, judged on both halves
+    shots: Count
     pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]  # (method, the one it is compared with)

@@ -8,11 +8,10 @@ from pipeline.prompts.cocoop import CoCoOp
 from pipeline.prompts.coop import CoOp
 from pipeline.prompts.coupled import Coupled
 from pipeline.prompts.joint import Joint
-from pipeline.prompts.template import Template
 from pipeline.prompts.vpt import VPT
 
 METHODS: dict[str, type[PromptMethod]] = {
-    "template": Template, "coop": CoOp, "cocoop": CoCoOp, "vpt": VPT, "joint": Joint, "coupled": Coupled,
+    "coop": CoOp, "cocoop": CoCoOp, "vpt": VPT, "joint": Joint, "coupled": Coupled,
 }
 
 __all__ = ["METHODS", "PromptMethod"]

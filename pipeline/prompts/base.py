@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.clip.backbone import Backbone
-from pipeline.clip.text import Pieces
+from pipeline.clip.text import TEXTS_AT_ONCE, Pieces
 from pipeline.clip.vision import require_tokens
 from pipeline.errors import InputError
 
@@ -145,10 +145,14 @@ class FixedText(PromptMethod):
     """Methods whose text side is the hand-written template."""
 
     def prepare(self, tasks: Sequence[Sequence[str]]) -> Tensor:
+        return self.filled(self.template, tasks)
+
+    def filled(self, template: str, tasks: Sequence[Sequence[str]]) -> Tensor:
+        """(T, K, e) L2-normalised features of a template with the classes' names in it."""
         tower = self.backbone.text
-        texts = [self.template.format(name.replace("_", " ")) for names in tasks for name in names]
+        texts = [template.format(name.replace("_", " ")) for names in tasks for name in names]
         with torch.no_grad():
-            features = torch.cat([tower.features(tower.split(texts[i : i + 256])) for i in range(0, len(texts), 256)])
+            features = torch.cat([tower.features(tower.split(texts[i : i + TEXTS_AT_ONCE])) for i in range(0, len(texts), TEXTS_AT_ONCE)])
         return features.view(len(tasks), -1, features.shape[-1])
 
     def text_features(self, tokens: Tokens, classes: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from pipeline.clip.backbone import Backbone
+from pipeline.clip.blocks import in_parts
+from pipeline.clip.text import TEXTS_AT_ONCE
 from pipeline.errors import InputError
 from pipeline.prompts.base import NamedClasses, TextContext, Tokens, linear, linear_rows, repeated
 
@@ -32,7 +34,11 @@ class CoCoOp(TextContext):
         return classes
 
     def scores(self, tokens: Tokens, head: NamedClasses, seen: Tensor) -> Tensor:
-        """Every picture has a context, and so text features, of its own."""
+        """Every picture has a context, and so text features, of its own; so many are computed at once as there is memory for."""
+        T, K = head.shape
+        return in_parts(lambda part: self._scores(tokens, head, part), max(1, TEXTS_AT_ONCE // (T * K)), seen, dim=1)
+
+    def _scores(self, tokens: Tokens, head: NamedClasses, seen: Tensor) -> Tensor:
         (T, K), n = head.shape, seen.shape[1]
         shift = linear(torch.relu(linear(seen, tokens["net_in"])), tokens["net_out"])  # (T, n, d)
         context = (tokens["text"].unsqueeze(1) + shift.unsqueeze(2)).flatten(0, 1)  # (T·n, M, d)

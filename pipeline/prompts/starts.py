@@ -31,6 +31,11 @@ class Start:
     phi: dict[str, Tensor]
     input_scale: str
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What a file says of the method that its tokens belong to."""
+        return {"prompt": self.prompt, "depth": str(self.depth)}
+
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
     """Tensors with `metadata` under one key: safetensors writes several in an order that changes from run to run."""
@@ -50,7 +55,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_start(start: Start, folder: Path) -> None:
-    save_tensors(start.theta, folder / "prompt.safetensors", prompt=start.prompt, depth=str(start.depth))
+    save_tensors(start.theta, folder / "prompt.safetensors", **start.about)
     save_tensors(start.phi, folder / "regulator.safetensors", input_scale=start.input_scale)
 
 

@@ -108,7 +108,7 @@ def epoch_curves(epochs: pl.DataFrame, titles: dict[str, str], half: str) -> go.
     """Accuracy on one half after each epoch of tuning, a line per method."""
     figure, last = go.Figure(), int(epochs["epoch"].max())
     for number, (method, title) in enumerate(titles.items()):
-        rows = epochs.filter((pl.col("method") == method) & (pl.col("half") == half))
+        rows = epochs.filter((pl.col("method") == method) & (pl.col("head") == half))
         x, y = rows["epoch"].to_list(), rows["top1"].to_list()
         if len(x) == 1:  # nothing is learned: the same after every epoch
             x, y = [1, last], y * 2

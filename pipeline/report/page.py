@@ -9,23 +9,6 @@ import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from pipeline.report.results import AVERAGE
-
-
-def table_rows(results: dict, chance: dict, methods: list[str]) -> list[dict]:
-    """The table's rows with the best cell of each figure marked."""
-    rows = []
-    for name, by_method in results.items():
-        best = {k: max(round(by_method[m][k], 2) for m in methods) for k in ("base", "new", "H")}
-        cells = []
-        for m in methods:
-            for k in ("base", "new", "H"):
-                found = by_method[m]
-                sd = found[f"{k}_sd"] if found["seeds"] > 1 else None
-                cells.append({"value": found[k], "sd": sd, "best": round(found[k], 2) == best[k], "first": k == "base"})
-        rows.append({"name": name, "average": name == AVERAGE, "chance": chance[name], "cells": cells})
-    return rows
-
 
 def figure_html(figure: go.Figure, name: str) -> str:
     """The figure as a <div> that uses the page's own copy of plotly.js; `name` keeps its id the same in every run."""

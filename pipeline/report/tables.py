@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.benchmarks.scores import Measured, Part, Run, average, difference, harmonic
+from pipeline.benchmarks.scores import Measured, Part, Setting, average, difference, harmonic
 from pipeline.report.published import Published, Transfer, Variants
 
 FIGURES = ("base", "new", "H")
@@ -102,7 +102,7 @@ class Findings:
 
     def accuracy(self, method: str, source: str, tuned_on: str, shots: int, benchmark: str, head: str) -> Measured | str:
         """The figure, or why there is none. A method that tunes nothing is the same for every source."""
-        run, untuned = Run(method, source, tuned_on, shots), Run(method, "", "", 0)
+        run, untuned = Setting(method, source, tuned_on, shots), Setting(method, "", "", 0)
         for known in (run, untuned):
             if (known, benchmark, head) in self.measured:
                 return self.measured[known, benchmark, head]

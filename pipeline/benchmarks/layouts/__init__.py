@@ -13,10 +13,9 @@ from pipeline.benchmarks.layouts.items import Parts, check_files, check_parts
 from pipeline.benchmarks.layouts.known import KNOWN
 from pipeline.benchmarks.layouts.official import OFFICIAL
 from pipeline.benchmarks.layouts.split_file import read_split
+from pipeline.benchmarks.params import LAYOUTS
 from pipeline.benchmarks.reader import Pictures, read_samples, samples_table
 from pipeline.errors import InputError
-
-LAYOUTS = ("folders", *KNOWN)
 
 
 @dataclass(frozen=True)

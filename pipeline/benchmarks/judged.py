@@ -1,0 +1,30 @@
+"""What evaluation leaves for each method: a table of verdicts and one of accuracy per epoch for every source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterable
+
+import polars as pl
+import pyarrow as pa
+
+from pipeline.artifacts import read_table, replacing, write_table
+from pipeline.benchmarks.schemas import VERDICTS
+
+
+def save_judged(judged: tuple[pa.Table, pl.DataFrame], folder: Path, source: str) -> None:
+    """Writes <source>.parquet (`VERDICTS`) and <source>.csv (accuracy after epochs of tuning)."""
+    table, epochs = judged
+    with replacing(folder / f"{source}.csv") as temporary:
+        epochs.write_csv(temporary, float_precision=4)
+    write_table(table, folder / f"{source}.parquet", VERDICTS)
+
+
+def read_verdicts(folder: Path, sources: Iterable[str]) -> pl.DataFrame:
+    """`VERDICTS` of one method on all sources."""
+    return pl.concat([pl.from_arrow(read_table(folder / f"{source}.parquet", VERDICTS)) for source in sources])
+
+
+def read_epochs(folder: Path, sources: Iterable[str]) -> pl.DataFrame:
+    """source, shots, seed, epoch, head, top1 of one method."""
+    return pl.concat([pl.read_csv(folder / f"{source}.csv", schema_overrides={"source": pl.String}) for source in sources])

@@ -1,0 +1,42 @@
+"""What is tuned on a benchmark, and where it is judged: base-to-new, few-shot, cross-domain and cross-dataset."""
+
+from __future__ import annotations
+
+from typing import Mapping, NamedTuple
+
+from pipeline.benchmarks.params import Protocols
+
+HALVES = ("base", "new")
+
+
+class Exam(NamedTuple):
+    """Test pictures of `benchmark`, judged under the head of its base, new or all classes."""
+
+    benchmark: str
+    head: str
+
+
+class Run(NamedTuple):
+    """A tuning on one draw of the base or all classes."""
+
+    classes: str
+    shots: int
+    seed: int
+
+
+def runs_of(protocols: Protocols, seeds: list[int]) -> list[Run]:
+    return [Run(classes, shots, seed) for classes, numbers in (("base", protocols.base_to_new), ("all", protocols.all_classes)) for shots in numbers for seed in seeds]
+
+
+def exams_of(name: str, protocols: Protocols) -> dict[str, list[Exam]]:
+    """Where prompts are judged, by the classes that they were tuned on; nothing for what is not tuned."""
+    targets = dict.fromkeys([name, *protocols.cross_domain, *protocols.cross_dataset])  # once each
+    return {
+        "base": [Exam(name, half) for half in HALVES] if protocols.base_to_new else [],
+        "all": [Exam(target, "all") for target in targets] if protocols.all_classes else [],
+    }
+
+
+def judged_on(protocols: Mapping[str, Protocols]) -> list[str]:
+    """Every benchmark that something is judged on, once."""
+    return list(dict.fromkeys(exam.benchmark for name, of in protocols.items() for exams in exams_of(name, of).values() for exam in exams))
