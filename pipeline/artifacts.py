@@ -11,7 +11,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -69,11 +69,18 @@ def resumable_folder(out: Path | str, print_of_inputs: str, publish: bool = True
         shutil.rmtree(stale)
 
 
-def write_table(table: pa.Table, path: Path | str, schema: pa.Schema, row_group_size: int | None = None) -> None:
+def write_table(table: pa.Table, path: Path | str, schema: pa.Schema) -> None:
     """Writes one Parquet file atomically, cast to `schema` (names, order and types)."""
     table = table.select(schema.names).cast(schema)
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, row_group_size=row_group_size, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def write_parts(parts: Iterable[pa.Table], path: Path | str, schema: pa.Schema) -> None:
+    """The same from tables that need not be in memory together; each becomes a row group."""
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(part.select(schema.names).cast(schema))
 
 
 def open_table(path: Path | str, schema: pa.Schema) -> pq.ParquetFile:

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.artifacts import to_vectors, write_json, write_table
+from pipeline.artifacts import to_vectors, write_json, write_parts, write_table
 from pipeline.benchmarks.draw import draw_few_shot
 from pipeline.benchmarks.layouts import read_benchmark
 from pipeline.benchmarks.params import Benchmark, Count, Seeds
@@ -75,8 +75,8 @@ def main():
         parts.append(pa.table([c if isinstance(c, pa.Array) else pa.array(c) for c in columns], schema=schema))
     write_table(pa.concat_tables(parts) if parts else schema.empty_table(), args.out / "views.parquet", schema)
     files = samples.filter(pl.col("index").is_in(sorted(shown))).sort("index")
-    columns = [files["index"].to_arrow(), pa.array([pictures.read(f) for f in files["file"]], pa.binary())]
-    write_table(pa.table(columns, schema=PICTURES), args.out / "pictures.parquet", PICTURES, row_group_size=1000)
+    groups = (pa.table([part["index"].to_arrow(), pa.array([pictures.read(f) for f in part["file"]], pa.binary())], schema=PICTURES) for part in files.iter_slices(1000))
+    write_parts(groups, args.out / "pictures.parquet", PICTURES)
     counts = {"classes": samples["label"].n_unique(), "train": len(train), "test": len(test), "views": sum(map(len, parts))}
     words = f"{args.name}: {counts['classes']} classes, {counts['train']} training and {counts['test']} test pictures; {counts['views']} training views of {len(wanted)} draws"
     return words, counts, args.metrics

@@ -3,7 +3,9 @@
 import ast
 import importlib.util
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from closure import closure
@@ -75,6 +77,12 @@ def test_every_input_and_output_stands_in_the_command():
         for path in body(name)["deps"]:
             if path.startswith("data/"):
                 assert path in command, (name, path)
+
+
+def test_the_lock_has_no_stage_that_is_gone():
+    """DVC never forgets one by itself, and reads and writes the whole file for every stage that it runs."""
+    known = subprocess.run([Path(sys.executable).with_name("dvc"), "stage", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert set(YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]) <= set(known)
 
 
 def test_a_change_in_gram_leaves_clustering_alone():

@@ -118,7 +118,7 @@ protocols:
     text = (ROOT / "params.yaml").read_text()
     start, end = text.index("\nbenchmarks:"), text.index("\nfew_shot:")
     text = text[:start] + benchmarks + text[end:]
-    (top / "params.yaml").write_text(text.replace("  draws: [1, 2, 3]", "  draws: [1, 2]").replace("  seeds: [1]  # of these", "  seeds: [1, 2]  # of these").replace("  epochs: 10", "  epochs: 2"))
+    (top / "params.yaml").write_text(text.replace("  draws: [1, 2, 3]", "  draws: [1, 2]").replace("  seeds: [1]  # of these", "  seeds: [1, 2]  # of these").replace("  epochs: 10", "  epochs: 2").replace("curve_epochs: [2, 5]", "curve_epochs: [1, 9]"))
     for name in ("whole", "sketches", "others"):
         done = stage(top, "benchmark", "--name", name, "--out", top / "benchmarks" / name)
         assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -271,7 +272,15 @@ def test_tables_2_to_5(setting, shots, number):
     assert tuple(c.paper for c in cells) == theirs.rows["coop"]
     assert cells[-1].value == pytest.approx(np.mean([60.0 + i for i in range(1, len(theirs.targets) + 1)]))  # the source left out
     assert [c.paper is None for c in values(table, "", "clip")] == [number in (3, 5)] * len(cells)
-    assert [t.key for t in result_tables(f)] == [f"{setting}_imagenet_{shots}", f"all_classes_{shots}"]
+    assert [t.key for t in result_tables(f)] == [f"{setting}_imagenet_{shots}"]  # the source's own test part is its first column
+
+
+def test_few_shot_learning_without_targets():
+    f = across("cross_domain", [], ["imagenet"], 4)
+    [table] = result_tables(f)
+    assert table.key == "all_classes_4" and values(table, "", "coop")[0].value == 60 and "standard deviation" in table.caption
+    [table] = result_tables(replace(f, measured={part: m for part, m in f.measured.items() if part[0].method == "clip"}))
+    assert values(table, "", "coop")[0].missing == "CoOp was not tuned on imagenet (4 shots of all classes)" and "standard deviation" not in table.caption
 
 
 def test_a_target_that_is_not_there():
@@ -287,7 +296,7 @@ def test_a_target_that_is_not_there():
 
 
 def test_tables_6_and_7():
-    made = [{"method": m, "title": m, "runs": 5, "base": b, "new": 50.0, "H": 55.0, "base_sd": 1.0, "new_sd": 2.0, "H_sd": 3.0} for m, b in (("unigram", 70.0), ("no_shift", 60.0), ("unigram_no_shift", 65.0), ("tokens_6", 50.0))]
+    made = [{"method": m, "title": m, "runs": 5, "base": b, "new": 50.0, "H": 55.0, "base_sd": 1.0, "new_sd": 2.0, "H_sd": 3.0} for m, b in (("unigram", 70.0), ("no_shift", 60.0), ("unigram_no_shift", 65.0), ("unigram_6", 50.0))]
     ablation, tokens = study_tables(made, list(PAPER.base_to_new.benchmarks), PAPER)
     assert ablation.number == 6 and values(ablation, "", "unigram_no_shift")[0] == Cell(65.0, 1.0, seeds=5, paper=79.68)
     assert values(ablation, "", "joint")[2] == Cell(paper=75.06, missing="no method joint in study.methods of params.yaml")

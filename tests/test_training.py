@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from pipeline.artifacts import to_vectors, write_table
+from pipeline.artifacts import to_vectors, write_parts
 from pipeline.clip import blocks
 from pipeline.clip.backbone import load_backbone, open_picture
 from pipeline.episodes.schemas import episodes_schema
@@ -73,7 +73,8 @@ def write_episodes(folder, spoiled=()):
         x[task * WAYS * (SHOTS + QUERIES), 7] = np.nan
     columns = [pa.array(c, type=f.type) for c, f in zip(zip(*rows), schema)]
     table = pa.table([*columns, to_vectors(x), pa.array(pictures, pa.binary())], schema=schema)
-    write_table(table, folder / "00000.parquet", schema, row_group_size=WAYS * (SHOTS + QUERIES))
+    rows = WAYS * (SHOTS + QUERIES)
+    write_parts((table.slice(first, rows) for first in range(0, len(table), rows)), folder / "00000.parquet", schema)
     return folder
 
 

@@ -48,7 +48,7 @@ class Draw:
     """A few-shot draw.
 
     Attributes:
-        views: one (n, e) array of features or (n, 3, h, w) tensor of pixels per epoch.
+        views: of each epoch what `[rows]` makes (n, e) features or (n, 3, h, w) pixels of.
         labels: (n,) int64, among `names`.
         names: of the classes, in label order.
     """
@@ -75,7 +75,7 @@ def few_shots(folder: Path, method: PromptMethod, classes: str, shots: int, seed
     labels, names = np.array([label_of[i] for i in index], dtype=np.int64), class_names(samples, classes)
     if method.sees_pixels:
         pictures = _pictures(folder, index)
-        return Draw(AugmentedViews(method.backbone, [open_picture(pictures[i]) for i in index], epochs, seed), labels, names)
+        return Draw(AugmentedViews(method.backbone, lambda i: open_picture(pictures[index[i]]), len(index), epochs, seed), labels, names)
     return Draw(from_vectors(table["image"])[rows].reshape(epochs, len(index), -1), labels, names)
 
 

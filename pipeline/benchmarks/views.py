@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Callable, Iterable, Iterator
+
 import numpy as np
 import torch
 from PIL import Image
@@ -34,24 +37,46 @@ def encode_test(backbone: Backbone, pictures: Pictures, files: list[str], progre
 
 
 class AugmentedViews:
-    """The training views of pictures, epoch after epoch; they depend on seed, epoch and position only."""
+    """The training views of pictures, epoch after epoch, each made when it is asked for.
 
-    def __init__(self, backbone: Backbone, pictures: list[Image.Image], epochs: int, seed: int) -> None:
-        self.augment, self.pictures, self.epochs, self.seed = train_view(backbone), pictures, epochs, seed
+    A view depends on seed, epoch and the picture's position only, so that none has to be kept: at 224 pixels, the views
+    of one epoch of ImageNet's 16 shots are 9.6 GB. `views[epoch][rows]` gives (n, 3, h, w) normalised pixels.
+    """
+
+    def __init__(self, backbone: Backbone, opened: Callable[[int], Image.Image], count: int, epochs: int, seed: int) -> None:
+        """`opened(i)` is the i-th of `count` pictures."""
+        self.augment, self.opened, self.count, self.epochs, self.seed = train_view(backbone), opened, count, epochs, seed
 
     def __len__(self) -> int:
         return self.epochs
 
-    def __getitem__(self, epoch: int) -> torch.Tensor:
-        """(n, 3, h, w) normalised pixels."""
+    def __getitem__(self, epoch: int) -> EpochViews:
         if not 0 <= epoch < self.epochs:
             raise IndexError(epoch)
+        return EpochViews(self, epoch)
+
+    def view(self, epoch: int, position: int) -> torch.Tensor:
+        """(3, h, w) normalised pixels."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1000 * self.seed + epoch)
-            return torch.stack([self.augment(picture) for picture in self.pictures])
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, position]).generate_state(1)[0]))
+            return self.augment(self.opened(position))
+
+
+@dataclass(frozen=True)
+class EpochViews:
+    """One epoch of `AugmentedViews`."""
+
+    views: AugmentedViews
+    epoch: int
+
+    def __getitem__(self, rows: Iterable[int]) -> torch.Tensor:
+        return torch.stack([self.views.view(self.epoch, int(position)) for position in rows])
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self.views.view(self.epoch, position) for position in range(self.views.count))
 
 
 def encode_train(backbone: Backbone, pictures: Pictures, files: list[str], epochs: int, seed: int, progress) -> np.ndarray:
     """(epochs, n, e) features of the augmented views."""
-    views = AugmentedViews(backbone, [_open(pictures, f) for f in files], epochs, seed)
-    return np.stack([image_features(backbone, views[epoch]).numpy() for epoch in progress(range(epochs), f"training views, seed {seed}")])
+    views = AugmentedViews(backbone, lambda i: _open(pictures, files[i]), len(files), epochs, seed)
+    return np.stack([image_features(backbone, of_epoch).numpy() for of_epoch in progress(views, f"training views, seed {seed}")])

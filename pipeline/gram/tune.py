@@ -26,7 +26,7 @@ def tune(method: PromptMethod, start: Tokens, phi: Phi, input_scale: str, names:
 
     Args:
         start: {name: (rows, d)}; phi: {} for plain gradients.
-        views: for each epoch (n, e) features, or (n, 3, h, w) pixels, of the augmented views; labels: (n,) among `names`.
+        views: for each epoch what `[rows]` makes (n, e) features or (n, 3, h, w) pixels of; labels: (n,) among `names`.
 
     Returns:
         The tokens after every epoch, on the CPU.
@@ -39,12 +39,12 @@ def tune(method: PromptMethod, start: Tokens, phi: Phi, input_scale: str, names:
     batch = min(settings.batch, len(labels))
     kept = []
     for epoch in range(len(views)):
-        of_epoch = torch.as_tensor(views[epoch])
+        of_epoch = views[epoch]
         optimiser.param_groups[0]["lr"] = learning_rate(epoch, len(views), settings)
         shuffled = order.permutation(len(labels))
         for first in range(0, len(labels) - batch + 1, batch):
             rows = shuffled[first : first + batch]
-            seen = method.look(of_epoch[rows].unsqueeze(0).to(device))
+            seen = method.look(torch.as_tensor(of_epoch[rows]).unsqueeze(0).to(device))
             wanted = torch.from_numpy(labels[rows].astype(np.int64)).unsqueeze(0).to(device)
             loss = cross_entropy(method.logits(tokens, classes, seen), wanted).sum()
             gradients = dict(zip(tokens, torch.autograd.grad(loss, list(tokens.values()))))

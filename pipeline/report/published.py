@@ -33,10 +33,10 @@ class Transfer(_Data):
 
 
 class Variant(_Data):
-    """A row of Tables 6 and 7, and the names that the method may have in a study, the likeliest first."""
+    """A row of Tables 6 and 7."""
 
     title: str
-    methods: tuple[str, ...]
+    method: str  # its name in `study.methods`
     figures: Triple
 
 

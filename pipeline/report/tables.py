@@ -14,7 +14,6 @@ from pipeline.report.published import Published, Transfer, Variants
 
 FIGURES = ("base", "new", "H")
 AVERAGE = "average"
-READING = "Top-1 in percent, mean ± standard deviation over seeds; bold: the best of a column."
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,12 @@ def cell(found: Measured | str, paper: float | None = None) -> Cell:
     return Cell(found.value, found.sd, found.over_seeds, found.over_pictures, found.per_class, len(found.seeds), paper)
 
 
+def reading(rows: list[Row]) -> str:
+    """What a table's figures are: their spread only where there is one."""
+    spread = any(c.sd is not None for r in rows for c in r.cells)
+    return f"Top-1 in percent{', mean ± standard deviation over seeds' if spread else ''}; bold: the best of a column."
+
+
 def with_best(rows: list[Row]) -> list[Row]:
     """The best of every column marked, as far as two decimals tell, where there is something to compare."""
     best = []
@@ -192,7 +197,7 @@ def base_to_new_table(f: Findings, shots: int, others: bool = False) -> Table | 
         notes.append(f"Rows in grey are published by others ({f.paper.others_from}); nothing of them was measured here.")
     number = theirs.table if shared else None
     return Table(
-        f"base_to_new_{shots}", f"Base-to-new generalisation, {shots} shots", f"Prompts are tuned on the base classes of a benchmark; base and new classes are judged under their own heads. {READING}",
+        f"base_to_new_{shots}", f"Base-to-new generalisation, {shots} shots", f"Prompts are tuned on the base classes of a benchmark; base and new classes are judged under their own heads. {reading([r for b in blocks for r in b.rows])}",
         blocks, [*notes, *f.paper.notes.get(number, ())], number=number,
     )
 
@@ -225,14 +230,14 @@ def transfer_table(f: Findings, setting: str, source: str, shots: int) -> Table 
     title = f"{'Cross-domain' if setting == 'cross_domain' else 'Cross-dataset'} generalisation from {f.name(source)}, {shots} shots"
     return Table(
         f"{setting}_{source}_{shots}", title,
-        f"Prompts are tuned on all classes of the source and judged on other benchmarks as they are. The average leaves the source out. {READING}",
+        f"Prompts are tuned on all classes of the source and judged on other benchmarks as they are. The average leaves the source out. {reading(rows)}",
         [Block("", "", columns, with_best(rows))], [*notes, *f.paper.notes.get(number, ())], number=number,
     )
 
 
 def few_shot_table(f: Findings, shots: int) -> Table | None:
-    """Tuned on all classes of a benchmark and judged on its own test part; the paper has no such table."""
-    names = sources_at(f, "all_classes", shots)
+    """Tuned on all classes of a benchmark and judged on its own test part, if no table of its targets shows that; the paper has none."""
+    names = [n for n in sources_at(f, "all_classes", shots) if not (f.sources[n].cross_domain or f.sources[n].cross_dataset)]
     if not names:
         return None
     rows = []
@@ -240,7 +245,7 @@ def few_shot_table(f: Findings, shots: int) -> Table | None:
         found = {n: f.accuracy(m, n, "all", shots, n, "all") for n in names}
         rows.append(Row(m, f.title(m), [cell(v) for v in [*found.values(), *([mean_of(found)] if len(names) > 1 else [])]]))
     columns = [Column(n, f.name(n), "", f.marks.get(n, "")) for n in names] + [Column(AVERAGE, "Average")] * (len(names) > 1)
-    return Table(f"all_classes_{shots}", f"Few-shot learning of all classes, {shots} shots", f"Prompts are tuned on all classes of a benchmark and judged on its own test part. {READING}", [Block("", "", columns, with_best(rows))])
+    return Table(f"all_classes_{shots}", f"Few-shot learning of all classes, {shots} shots", f"Prompts are tuned on all classes of a benchmark and judged on its own test part. {reading(rows)}", [Block("", "", columns, with_best(rows))])
 
 
 def study_table(key: str, title: str, theirs: Variants, summaries: Collection[Mapping[str, Any]], benchmarks: Collection[str], paper: Published) -> Table | None:
@@ -254,16 +259,16 @@ def study_table(key: str, title: str, theirs: Variants, summaries: Collection[Ma
     whole = set(benchmarks) == set(paper.base_to_new.benchmarks)
     rows = []
     for variant in theirs.rows:
-        found = next((of[m] for m in variant.methods if m in of), None)
+        found = of.get(variant.method)
         cells = []
         for k, printed in zip(FIGURES, variant.figures):
             shown = printed if whole else None
-            cells.append(Cell(found[k], found[f"{k}_sd"], seeds=found["runs"], paper=shown) if found else Cell(paper=shown, missing=f"no method {variant.methods[0]} in study.methods of params.yaml"))
-        rows.append(Row(found["method"] if found else variant.methods[0], variant.title, cells))
+            cells.append(Cell(found[k], found[f"{k}_sd"], seeds=found["runs"], paper=shown) if found else Cell(paper=shown, missing=f"no method {variant.method} in study.methods of params.yaml"))
+        rows.append(Row(variant.method, variant.title, cells))
     if sum(r.cells[0].value is not None for r in rows) < 2:
         return None
     notes = [*paper.notes.get(theirs.table, ())] if whole else [f"The averages are over {len(benchmarks)} benchmarks, not over the paper's {len(paper.base_to_new.benchmarks)}, whose averages are therefore not shown."]
-    return Table(key, title, f"Averages over benchmarks. {READING}", [Block("", "", [Column(k, k) for k in FIGURES], with_best(rows))], notes, number=theirs.table)
+    return Table(key, title, f"Averages over benchmarks. {reading(rows)}", [Block("", "", [Column(k, k) for k in FIGURES], with_best(rows))], notes, number=theirs.table)
 
 
 def study_tables(summaries: Collection[Mapping[str, Any]], benchmarks: Collection[str], paper: Published) -> list[Table]:
