@@ -36,7 +36,7 @@ def test_coop_at_its_start_is_the_template(backbone):
     learned = method.text_features({"text": start["text"].unsqueeze(0)}, method.prepare([NAMES]))[0]
     expected = backbone.model.encode_text(backbone.tokenize([f"a photo of a {n}." for n in NAMES]), normalize=True)
     assert torch.allclose(learned, expected, atol=1e-6)
-    fixed = Template(backbone, "a photo of a {}.")
+    fixed = Template(backbone, ["a photo of a {}."])
     assert torch.allclose(fixed.text_features({}, fixed.prepare([NAMES]))[0], expected, atol=1e-6)
 
 
