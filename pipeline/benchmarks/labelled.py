@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import from_vectors, naming_damage, open_table, read_shards, shard_paths, to_vectors, vector_dim, write_table
+from pipeline.artifacts import from_vectors, naming_damage, open_table, read_shards, shard_paths, to_vectors, vector_dim, write_parts
 from pipeline.benchmarks.reader import Pictures
 from pipeline.benchmarks.schemas import labelled_schema
 from pipeline.clip.backbone import Backbone, image_features, open_picture
@@ -96,7 +96,8 @@ def write_labelled(table: pl.DataFrame, pictures: Pictures, backbone: Backbone, 
             files = [pictures.read(key) for key in rows["key"]]
             features = image_features(backbone, (backbone.test_view(open_picture(file)) for file in files)).numpy()
             columns = [*(rows[name].to_arrow() for name in ("key", "topic", "name", "domain")), to_vectors(features), pa.array(files, pa.binary())]
-            write_table(pa.table(columns, names=schema.names), out, schema, PER_GROUP)
+            whole = pa.table(columns, names=schema.names)
+            write_parts((whole.slice(first, PER_GROUP) for first in range(0, len(whole), PER_GROUP)), out, schema)
 
 
 def labelled_pool(folder: Path) -> Pool:
