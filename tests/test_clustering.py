@@ -133,6 +133,7 @@ def test_cells_reach_the_recall_that_was_asked_for_and_no_more_than_needed():
     assert looked[0] < looked[2] < 253  # 4 √4000 cells
 
 
+@pytest.mark.slow
 def test_approximate_search_repeats_exactly():
     x, _ = groups(100, 20)
     one, other = (neighbour_graph(x, 8, exact_up_to=10, recall=0.9, seed=3)[0] for _ in range(2))

@@ -370,5 +370,9 @@ def test_the_paper_profile_plans_without_any_data(tmp_path):
     stages = run("dvc", "stage", "list", "--name-only", cwd=other).stdout.split()
     assert {"metatrain@unigram", "tune@imagenet-cocoop", "tune_meta@dtd-vpt_gram", "benchmark@imagenet_a", "evaluate@cocoop"} <= set(stages)
     assert not [s for s in stages if s.startswith("draw")]
+    plan = run("dvc", "repro", "--dry", "--force", cwd=other)
+    planned = re.findall(r"Running stage '([^']+)'", plan.stdout)
+    assert set(planned) == set(stages) and planned.index("benchmark@imagenet") < planned.index("tune@imagenet-coop") < planned.index("evaluate@coop") < planned.index("report")
+    assert not (other / "data").exists()
     study = run("dvc", "stage", "list", "--name-only", "study/dvc.yaml", cwd=other).stdout
     assert "meta@unigram_8-3" in study and "compare" in study

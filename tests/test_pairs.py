@@ -237,7 +237,7 @@ def test_who_opts_out_is_left_alone(tmp_path, header):
     assert found == ["Use of image disallowed by X-Robots-Tag directive"] * 2
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signal_", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_interrupted_and_resumed(tmp_path, signal_):
     """In the middle: nothing goes on downloading. The second run fetches only what was not finished, and gives the same artifact."""
     site = Site(delay=0.05)

@@ -70,7 +70,7 @@ def as_csv(tables: list[Table]) -> str:
                     intervals = {f"{what}_{end}": None if pair is None else pair[i] for what, pair in (("seeds", c.over_seeds), ("pictures", c.over_pictures)) for i, end in enumerate(("low", "high"))}
                     rows.append({
                         "table": table.key, "block": block.key, "row": row.key, "column": column.key, "value": c.value, "sd": c.sd, "seeds": c.seeds, **intervals, "per_class": c.per_class,
-                        "paper": None if row.others else c.paper, "others": c.paper if row.others else None, "missing": c.missing, "mark": " ".join(filter(None, (block.mark, column.mark))),
+                        "paper": None if row.others else c.paper, "others": c.paper if row.others else None, "missing": c.missing or None, "mark": " ".join(filter(None, (block.mark, column.mark))) or None,
                     })
     kinds = {"table": pl.String, "block": pl.String, "row": pl.String, "column": pl.String, "seeds": pl.Int64, "missing": pl.String, "mark": pl.String}
     floats = ["value", "sd", "seeds_low", "seeds_high", "pictures_low", "pictures_high", "per_class", "paper", "others"]
