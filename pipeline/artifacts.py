@@ -20,6 +20,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 
 
+PARQUET = {"compression": "zstd", "write_page_checksum": True}  # a flipped bit is an error when it is read, not another number
+
+
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yields a temporary name in the same folder, moved onto `path` only if the block succeeds."""
@@ -73,12 +76,12 @@ def write_table(table: pa.Table, path: Path | str, schema: pa.Schema) -> None:
     """Writes one Parquet file atomically, cast to `schema` (names, order and types)."""
     table = table.select(schema.names).cast(schema)
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, **PARQUET)
 
 
 def write_parts(parts: Iterable[pa.Table], path: Path | str, schema: pa.Schema) -> None:
     """The same from tables that need not be in memory together; each becomes a row group."""
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **PARQUET) as writer:
         for part in parts:
             writer.write_table(part.select(schema.names).cast(schema))
 
@@ -92,7 +95,7 @@ def open_table(path: Path | str, schema: pa.Schema) -> pq.ParquetFile:
     if not path.is_file():
         raise InputError(f"{path}: missing; `dvc repro` (or the stage that writes it) makes it")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a complete Parquet file ({reason}); delete it and run `dvc repro` again") from None

@@ -90,6 +90,14 @@ def lookup(values: dict[str, Any], key: str, path: Path | str) -> Any:
     return here
 
 
+_read: dict[str, Any] = {}  # of this process: a process is one stage
+
+
+def read_so_far() -> dict[str, Any]:
+    """Dotted key → value of all that `load_params` handed out, for the record of the run."""
+    return dict(_read)
+
+
 def load_params(path: Path | str, reads: dict[str, tuple[str, Any]], **names: str) -> SimpleNamespace:
     """The declared parameters of one stage, validated.
 
@@ -107,4 +115,5 @@ def load_params(path: Path | str, reads: dict[str, tuple[str, Any]], **names: st
     for attribute, (key, kind) in reads.items():
         full = key.format(**names)
         found[attribute] = validate(kind, lookup(values, full, path), full, path)
+        _read[full] = lookup(values, full, path)
     return SimpleNamespace(**found)

@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.gram.params import Count, Methods, Outer, Prompt, Rate, Regulator, Study, TokenCount
 from pipeline.pairs.params import Download, Filter
 from pipeline.params import JSON_SCHEMA, Section, check_names, read_yaml, validate
-from pipeline.report.params import Report
+from pipeline.report.params import Gallery, Report
 from pipeline.sources.params import Source
 from pipeline.world.params import DrawnBenchmark, Truth, Web
 
@@ -70,23 +70,25 @@ class Params(Section):
     tuning: Tuning
     evaluate: Evaluate
     study: Study
+    gallery: Gallery
     report: Report
     world: World
 
     @model_validator(mode="after")
     def _names_agree(self) -> Params:
-        both = set(self.episodes) & set(self.labelled)
-        if both:
-            raise ValueError(f"'{min(both)}' stands under episodes and labelled; give one of them another name")
-        for place, methods in (("methods", self.methods), ("study.methods", self.study.methods)):
+        for place, owner in (("", self), ("study.", self.study)):
+            methods, kinds = owner.methods, [*owner.episodes, *owner.labelled]
+            both = set(owner.episodes) & set(owner.labelled)
+            if both:
+                raise ValueError(f"'{min(both)}' stands under {place}episodes and {place}labelled; give one of them another name")
             for name, method in methods.meta.items():
-                if method.episodes not in [*self.episodes, *self.labelled]:
-                    raise ValueError(f"{place}.meta.{name}.episodes is '{method.episodes}', which is no entry of 'episodes' or 'labelled' ({', '.join([*self.episodes, *self.labelled])})")
+                if method.episodes not in kinds:
+                    raise ValueError(f"{place}methods.meta.{name}.episodes is '{method.episodes}', which is no entry of '{place}episodes' or '{place}labelled' ({', '.join(kinds)})")
             tables = [table for table in ("zero_shot", "direct", "meta") if hasattr(methods, table)]
             for one, other in itertools.combinations(tables, 2):
                 both = set(getattr(methods, one)) & set(getattr(methods, other))
                 if both:
-                    raise ValueError(f"method '{min(both)}' stands under {place}.{one} and {place}.{other}; give one of them another name")
+                    raise ValueError(f"method '{min(both)}' stands under {place}methods.{one} and {place}methods.{other}; give one of them another name")
         for prompt in self.tuning.batch_of:
             if prompt not in get_args(Prompt):
                 raise ValueError(f"tuning.batch_of names '{prompt}', which is no kind of prompt ({', '.join(get_args(Prompt))})")

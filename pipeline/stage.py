@@ -12,8 +12,10 @@ from typing import Any, Callable, Iterable
 
 from tqdm import tqdm
 
+from pipeline import params
 from pipeline.artifacts import write_json
 from pipeline.errors import InputError
+from pipeline.tracking import journal, record
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -27,6 +29,10 @@ def parser(doc: str) -> argparse.ArgumentParser:
 def progress(items: Iterable, label: str, total: int | None = None) -> tqdm:
     """A progress bar on a terminal, silence elsewhere."""
     return tqdm(items, desc=label, total=total, disable=None, leave=False, dynamic_ncols=True)
+
+
+def unwatched(step: int, **figures: float | None) -> None:
+    """For what is told of every step (`watch`): nobody looks."""
 
 
 def warn(message: str) -> None:
@@ -47,25 +53,49 @@ def _interrupt(number: int, _frame: Any) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]]) -> None:
+def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bool = False) -> None:
     """Runs a stage's `main` and ends the process.
 
     `main` returns (closing words, figures, where the figures go). Bad input prints one clear message
-    and exits 1; an interruption exits 130, so that DVC never records a half-done stage.
+    and exits 1; an interruption exits 130, so that DVC never records a half-done stage. What DVC runs
+    leaves a record of what it ran with; with `tracked`, it is a run in MLflow too (docs/tracking.md).
     """
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    started = time.perf_counter()
+    began, started = time.time(), time.perf_counter()
     name = Path(sys.argv[0]).stem
+    watched = first_process() and journal.wanted()
+    code, status, words, figures = 0, journal.FINISHED, "", {}
     try:
+        if watched and tracked:
+            journal.begin(began)
         words, figures, target = main()
         if target and first_process():
             write_json(figures, target)
     except InputError as error:
+        code, status = 1, journal.FAILED
         print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
+        code, status = 130, journal.STOPPED
         print(f"{name}: interrupted; finished parts are kept and the next run goes on from them", file=sys.stderr)
-        sys.exit(130)
+    except BaseException:
+        status = journal.FAILED
+        raise
+    finally:
+        if watched:
+            _remember(began, time.perf_counter() - started, status, figures)
+    if code:
+        sys.exit(code)
     if first_process():
         print(f"{name}: {words} ({time.perf_counter() - started:.1f} s)", flush=True)
+
+
+def _remember(began: float, seconds: float, status: str, figures: dict[str, Any]) -> None:
+    ran_with = record.ran_with(params.read_so_far())
+    try:
+        record.append(ran_with, began, status, seconds)
+    except OSError as error:  # it costs the record, not the result
+        warn(f"no record was kept ({error})")
+    journal.end(status, figures, ran_with)
+    if problem := journal.untold_problem():
+        warn(problem)

@@ -74,7 +74,7 @@ def main():
         for seed in p.study.seeds:
             folder = args.runs / method / str(seed)
             if not folder.is_dir():
-                raise InputError(f"{folder}: missing; `dvc repro study/dvc.yaml` makes it")
+                raise InputError(f"{folder}: missing; `make study` makes it")
             found.append({"method": method, "seed": seed, **headline(read_verdicts(folder, sources), {})})
             epochs.append(read_epochs(folder, sources).with_columns(method=pl.lit(method)))
     runs = pl.DataFrame(found)

@@ -27,13 +27,14 @@ READS = {
     "ways": ("ways", Ways),
     "support_shots": ("support_shots", Shots),
     "query_shots": ("query_shots", Shots),
-    "episodes": ("episodes.{name}", Episodes),
+    "episodes": ("{table}.{name}", Episodes),
 }
 
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--name", required=True, help="entry of `episodes:` to build")
+    cli.add_argument("--table", default="episodes", help="table of params.yaml (default: %(default)s; studies have their own)")
+    cli.add_argument("--name", required=True, help="entry of that table")
     cli.add_argument("--domains", type=Path, required=True, help="Parquet: topic and domain per pair")
     cli.add_argument("--labels", type=Path, required=True, help="Parquet: name per topic")
     cli.add_argument("--features", type=Path, required=True, help="folder of feature shards")
@@ -42,7 +43,7 @@ def main():
     cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
     cli.add_argument("--seed", type=int, help="instead of the parameter `seed` (studies repeat a run with others)")
     args = cli.parse_args()
-    p = load_params(args.params, READS, name=args.name)
+    p = load_params(args.params, READS, table=args.table, name=args.name)
     seed = p.seed if args.seed is None else args.seed
 
     table = pl.from_arrow(read_table(args.domains, DOMAINS)).sort("key")

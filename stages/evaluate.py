@@ -10,10 +10,12 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
 
+import polars as pl
+
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.benchmarks.evaluation import judge_source
 from pipeline.benchmarks.headline import headline, in_words, rounded
-from pipeline.benchmarks.judged import read_verdicts, save_judged
+from pipeline.benchmarks.judged import read_epochs, read_verdicts, save_judged
 from pipeline.benchmarks.params import Benchmark, Evaluate, Seeds, Protocols
 from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
@@ -22,6 +24,7 @@ from pipeline.params import load_params
 from pipeline.prompts.starts import method_of
 from pipeline.prompts.tuned import load_tuned, tuned_path
 from pipeline.stage import parser, progress, run
+from pipeline.tracking.journal import keep, point
 
 READS = {
     "protocols": ("protocols", dict[str, Protocols]),
@@ -50,9 +53,13 @@ def main():
                 judged = {len(tuned)} | ({e for e in p.evaluate.curve_epochs if e <= len(tuned)} if classes == "base" else set())
                 states[classes] |= {(shots, seed, epoch): tuned[epoch - 1] for epoch in sorted(judged)}
             save_judged(judge_source(name, protocols, states, lambda benchmark: method_of(about, backbone, p.benchmarks[benchmark].template), args.benchmarks), work, name)
+    epochs = read_epochs(args.out, p.protocols)
+    for epoch, head, top1 in epochs.group_by("epoch", "head").agg(pl.col("top1").mean()).sort("epoch", "head").iter_rows():
+        point(epoch, **{f"top1/{head}": top1})
+    keep(args.out.glob("*.csv"))
     figures = headline(read_verdicts(args.out, p.protocols), p.protocols)
     return f"{args.out}: {in_words(figures)}", rounded(figures), args.metrics
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, tracked=True)

@@ -19,19 +19,20 @@ from pipeline.stage import parser, progress, run
 READS = {
     "seed": ("seed", int),
     "backbone": ("backbone", BackboneParams),
-    "path": ("labelled.{name}.path", str),
-    "list": ("labelled.{name}.list", str | None),
-    "names": ("labelled.{name}.names", str | None),
-    "per_class": ("labelled.{name}.per_class", Count),
+    "path": ("{table}.{name}.path", str),
+    "list": ("{table}.{name}.list", str | None),
+    "names": ("{table}.{name}.names", str | None),
+    "per_class": ("{table}.{name}.per_class", Count),
 }
 
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--name", required=True, help="entry of `labelled:`")
+    cli.add_argument("--table", default="labelled", help="table of params.yaml (default: %(default)s; studies have their own)")
+    cli.add_argument("--name", required=True, help="entry of that table")
     cli.add_argument("--out", type=Path, required=True, help="folder for NNNNN.parquet: class, domain, feature and file of every picture")
     args = cli.parse_args()
-    p = load_params(args.params, READS, name=args.name)
+    p = load_params(args.params, READS, table=args.table, name=args.name)
     pictures = Pictures(p.path)
     table = read_labelled(pictures, p.per_class, p.seed, p.list, p.names)
     backbone = load_backbone(p.backbone.path)

@@ -22,18 +22,19 @@ READS = {
     "ways": ("ways", Ways),
     "support_shots": ("support_shots", Shots),
     "query_shots": ("query_shots", Shots),
-    "episodes": ("labelled.{name}.episodes", Episodes),
+    "episodes": ("{table}.{name}.episodes", Episodes),
 }
 
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--name", required=True, help="entry of `labelled:` to build")
+    cli.add_argument("--table", default="labelled", help="table of params.yaml (default: %(default)s; studies have their own)")
+    cli.add_argument("--name", required=True, help="entry of that table")
     cli.add_argument("--labelled", type=Path, required=True, help="folder of the dataset's shards")
     cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
     cli.add_argument("--seed", type=int, help="instead of the parameter `seed` (studies repeat a run with others)")
     args = cli.parse_args()
-    p = load_params(args.params, READS, name=args.name)
+    p = load_params(args.params, READS, table=args.table, name=args.name)
     seed = p.seed if args.seed is None else args.seed
     pool = labelled_pool(args.labelled)
     # Without a domain shift, a dataset in one folder per class is enough.

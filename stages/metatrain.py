@@ -16,9 +16,11 @@ from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.gram.learn import LEARNING, learn_start, save_curve
 from pipeline.gram.params import MetaMethod
+from pipeline.gram.serving import MODEL, PACKAGES, SIGNATURE
 from pipeline.params import load_params
 from pipeline.prompts.starts import save_start
 from pipeline.stage import first_process, parser, progress, run, warn
+from pipeline.tracking.journal import keep, model, point
 
 READS = {
     "seed": ("seed", int),
@@ -42,12 +44,15 @@ def main():
         start, curve = learn_start(
             backbone, p.method, args.episodes, work, seed=p.seed, context_tokens=p.context_tokens, inner_lr=p.inner_lr, inner_steps=p.inner_steps,
             regulator=p.regulator, outer=p.outer, outer_lr=p.outer_lr, regulator_lr=p.regulator_lr, meta_batch=p.meta_batch, meta_steps=p.meta_steps,
-            progress=progress, at_once=args.tasks_at_once,
+            progress=progress, watch=point, at_once=args.tasks_at_once,
         )
         if first_process():
             save_start(start, work)
             save_curve(curve, work / "curve.csv")
             (work / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    keep(args.out.iterdir())
+    model(MODEL, SIGNATURE, {"start": args.out, "backbone": p.backbone.path}, PACKAGES)
 
     # One batch's loss says little (tasks differ), so the closing words compare tenths of the run.
     table = pl.DataFrame(curve, infer_schema_length=None)
@@ -66,4 +71,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, tracked=True)

@@ -8,24 +8,19 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 from pathlib import Path
 
 import polars as pl
+from plotly.io import from_json
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.artifacts import read_json, read_table, replacing
+from pipeline.artifacts import read_json, replacing
 from pipeline.benchmarks.headline import headline, rounded
 from pipeline.benchmarks.params import Benchmark, Protocols, Seeds
 from pipeline.benchmarks.protocols import HALVES, judged_on
 from pipeline.benchmarks.scores import measure
-from pipeline.clustering.schemas import CLUSTERS, DOMAINS, LABELS, TOPICS
 from pipeline.gram.params import Methods
-from pipeline.pairs.index import failure_reasons
-from pipeline.pairs.noise import least_score
-from pipeline.pairs.params import Filter
-from pipeline.pairs.schemas import KEPT, PAIRS
 from pipeline.params import load_params
 from pipeline.report import figures
 from pipeline.report.formats import as_csv, as_html, as_latex, as_markdown
-from pipeline.report.gallery import topic_cards
 from pipeline.report.page import figure_html, render
 from pipeline.report.params import Report
 from pipeline.report.published import published
@@ -35,7 +30,6 @@ from pipeline.stage import parser, run
 
 READS = {
     "seed": ("seed", int),
-    "filter": ("filter", Filter),
     "methods": ("methods", Methods),
     "benchmarks": ("benchmarks", dict[str, Benchmark]),
     "protocols": ("protocols", dict[str, Protocols]),
@@ -60,9 +54,7 @@ def print_table(figures: dict[str, dict[str, float]], titles: dict[str, str]) ->
 def main():
     cli = parser(__doc__)
     for name, what in {
-        "pairs": "Parquet: one row per caption", "shards": "folder of picture shards", "kept": "Parquet: reason of every rejection",
-        "topics": "Parquet: map place and membership strength per pair", "clusters": "Parquet: topic per pair", "labels": "Parquet: name and words per topic", "domains": "Parquet: domain per pair",
-        "starts": "folder of starts by method", "benchmarks": "folder of benchmarks", "scores": "folder of scores by method",
+        "gallery": "JSON: the data as a person looks at it", "starts": "folder of starts by method", "benchmarks": "folder of benchmarks", "scores": "folder of scores by method",
         "out": "folder for report.html, tables.csv, tables.md, tables.tex and epochs-<half>.csv",
     }.items():
         cli.add_argument(f"--{name}", type=Path, required=True, help=what)
@@ -76,38 +68,15 @@ def main():
     findings = Findings(measure(results, p.report.resamples, p.seed), titles, list(p.benchmarks), p.protocols, published(), marks)
     tables = result_tables(findings, p.report.pairs, p.report.later_methods)
 
-    pairs = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "status", "error", "shard"]))
-    kept = pl.from_arrow(read_table(args.kept, KEPT))
-    places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "strength", "x", "y"]))
-    topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).join(places, on="key", validate="1:1")
-    labels = pl.from_arrow(read_table(args.labels, LABELS)).sort("size", "topic", descending=[True, False])  # the largest first
-    domains = pl.from_arrow(read_table(args.domains, DOMAINS))
-    counts = {
-        "captions": len(pairs), "whole pictures": int((pairs["status"] == "success").sum()), "kept by the filter": int(kept["kept"].sum()),
-        "in topics": int((topics["topic"] >= 0).sum()),
-    }
-    failures = pairs.filter(pl.col("status") != "success").group_by("status").len().sort("len", descending=True)
-    reasons = kept.filter(~pl.col("kept")).group_by("reason").len().sort("len", descending=True)
-    dropped = "Lost on the way: " + ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in [*failures.iter_rows(), *reasons.iter_rows()]) + "."
-    judged = kept["reason"].is_in(["", "mismatch"]).to_numpy()
-    scores = kept["score"].to_numpy()
-    name_of = dict(labels.select("topic", "name").iter_rows())
-    mapped = topics.drop_nulls("x")
-    points = mapped.sample(min(len(mapped), p.report.map_points), seed=p.seed).join(kept.select("key", "caption"), on="key").sort("key")
-    outliers = int((topics["topic"] < 0).sum())
+    data = read_json(args.gallery)
     epochs = epochs_of(args.scores, [name for name, of in p.protocols.items() if of.base_to_new], titles)
     curves = {m: pl.read_csv(args.starts / m / "curve.csv") for m, method in p.methods.meta.items() if method.algorithm == "gram"}
 
     html = render({
-        "lead": f"{len(titles)} methods on {len(judged_on(p.protocols))} benchmarks; prompts meta-learned from {counts['in topics']:,} unlabelled image–text pairs in {len(labels)} topics.",
+        "lead": f"{len(titles)} methods on {len(judged_on(p.protocols))} benchmarks; prompts meta-learned from {data['counts']['in topics']:,} unlabelled image–text pairs in {len(data['topics'])} topics.",
         "seeds": len(p.seeds), "tables": as_html(tables), "chance": chance(args.benchmarks, judged_on(p.protocols)),
-        "funnel": figure_html(figures.funnel(counts), "funnel"), "dropped": dropped,
-        "failures": figure_html(figures.failures(lost), "failures") if (lost := failure_reasons(pairs)) else "",
-        "histogram": figure_html(figures.score_histogram(scores, judged, least_score(scores, p.filter)), "scores"),
-        "map": figure_html(figures.topic_map(points, name_of), "topic-map"),
-        "map_note": f"One dot per kept caption ({len(points):,} shown), near to those that say similar things; {outliers:,} are in no topic.",
-        "cards": topic_cards(labels, domains, kept.join(places, on="key"), pairs, args.shards, topics=p.report.topics, per_domain=p.report.pictures_per_domain),
-        "topics": labels.select("name", "size", "words").to_dicts(),
+        "data_figures": {name: figure_html(from_json(figure), f"data-{name}") for name, figure in data["figures"].items() if figure},
+        **{name: data[name] for name in ("dropped", "map_note", "cards", "topics")},
         "meta_curves": [{
             "title": titles[m], "figure": figure_html(figures.meta_curve(curve), f"meta-{m}"),
             "agreement": figure_html(figures.agreement_curve({titles[m]: [curve]}), f"agreement-{m}"),

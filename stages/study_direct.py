@@ -17,6 +17,7 @@ from pipeline.gram.trial import TRIAL, tune_and_judge
 from pipeline.params import load_params
 from pipeline.prompts.starts import Start
 from pipeline.stage import parser, progress, run
+from pipeline.tracking.journal import keep, point
 
 READS = {**TRIAL, "context_tokens": ("context_tokens", TokenCount), "method": ("study.methods.direct.{name}", Method)}
 
@@ -33,9 +34,10 @@ def main():
     with resumable_folder(args.out, fingerprint((p, args.name, args.seed), p.backbone.path)) as work:
         _, theta = initial_tokens(backbone, p.method, p.context_tokens, torch.Generator().manual_seed(args.seed))
         start = Start(p.method.prompt, p.method.depth, theta, {}, "none")
-        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, sources=p.sources, shots=p.shots, draws=p.draws, tuning=p.tuning, progress=progress)
+        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, sources=p.sources, shots=p.shots, draws=p.draws, tuning=p.tuning, progress=progress, watch=point)
+    keep(args.out.glob("*.csv"))
     return f"{args.name}, seed {args.seed}: {words}", {}, args.metrics
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, tracked=True)

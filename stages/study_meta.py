@@ -15,6 +15,7 @@ from pipeline.gram.params import MetaMethod
 from pipeline.gram.trial import TRIAL, tune_and_judge
 from pipeline.params import load_params
 from pipeline.stage import parser, progress, run
+from pipeline.tracking.journal import keep, point
 
 READS = {**LEARNING, **TRIAL, "method": ("study.methods.meta.{name}", MetaMethod)}
 
@@ -33,13 +34,14 @@ def main():
     with resumable_folder(args.out, fingerprint((p, args.name, args.seed), episodes, p.backbone.path)) as work:
         start, curve = learn_start(
             backbone, p.method, episodes, work, seed=args.seed, context_tokens=p.context_tokens, inner_lr=p.inner_lr, inner_steps=p.inner_steps,
-            regulator=p.regulator, outer=p.outer, outer_lr=p.outer_lr, regulator_lr=p.regulator_lr, meta_batch=p.meta_batch, meta_steps=p.meta_steps, progress=progress,
+            regulator=p.regulator, outer=p.outer, outer_lr=p.outer_lr, regulator_lr=p.regulator_lr, meta_batch=p.meta_batch, meta_steps=p.meta_steps, progress=progress, watch=point,
         )
         save_curve(curve, work / "curve.csv")
-        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, sources=p.sources, shots=p.shots, draws=p.draws, tuning=p.tuning, progress=progress)
+        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, sources=p.sources, shots=p.shots, draws=p.draws, tuning=p.tuning, progress=progress, watch=point)
         (work / "checkpoint.safetensors").unlink(missing_ok=True)
+    keep(args.out.glob("*.csv"))
     return f"{args.name}, seed {args.seed}: {words}", {}, args.metrics
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, tracked=True)

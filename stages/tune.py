@@ -23,6 +23,7 @@ from pipeline.params import load_params
 from pipeline.prompts.starts import load_start, method_of
 from pipeline.prompts.tuned import load_tuned, save_tuned, tuned_path
 from pipeline.stage import parser, progress, run
+from pipeline.tracking.journal import keep, point
 
 READS = {
     "protocols": ("protocols.{name}", Protocols),
@@ -49,8 +50,10 @@ def main():
             path = tuned_path(work, *run_)
             if not path.exists():
                 draw = few_shots(args.benchmark, method, *run_)
-                tuned = tune(method, start.theta, start.phi, start.input_scale, draw.names, draw.views, draw.labels, p.tuning.of(start.prompt), run_.seed)
+                curve = f"loss/{path.stem}"
+                tuned = tune(method, start.theta, start.phi, start.input_scale, draw.names, draw.views, draw.labels, p.tuning.of(start.prompt), run_.seed, lambda epoch, loss: point(epoch, **{curve: loss}))
                 save_tuned(tuned, path, start.about)
+    keep(args.out.iterdir())
     last = load_tuned(tuned_path(args.out, *runs[-1]))[0][-1]
     moved = torch.cat([(last[m] - start.theta[m]).flatten() for m in start.theta]).norm().item()
     words = ", ".join(f"{shots} shots of {classes} classes" for classes, shots in dict.fromkeys(run_[:2] for run_ in runs))
@@ -58,4 +61,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, tracked=True)

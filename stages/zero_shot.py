@@ -17,6 +17,7 @@ from pipeline.gram.params import ZeroShot
 from pipeline.params import load_params
 from pipeline.prompts.template import Template
 from pipeline.stage import parser, progress, run
+from pipeline.tracking.journal import keep
 
 READS = {
     "method": ("methods.zero_shot.{name}", ZeroShot),
@@ -38,9 +39,10 @@ def main():
     for name, protocols in progress(p.protocols.items(), "sources"):
         judged = judge_source(name, protocols, {"base": UNTUNED, "all": UNTUNED}, lambda benchmark: Template(backbone, p.method.templates or [p.benchmarks[benchmark].template]), args.benchmarks)
         save_judged(judged, args.out, name)
+    keep(args.out.glob("*.csv"))
     figures = headline(read_verdicts(args.out, p.protocols), p.protocols)
     return f"{args.name}: {in_words(figures)}", rounded(figures), args.metrics
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, tracked=True)

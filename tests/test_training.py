@@ -332,8 +332,8 @@ def test_an_entry_s_own_rate_and_steps_replace_the_common_ones(backbone, episode
         return found.theta | found.phi, len(curve)
 
     assert learn(0.1, steps=3)[1] == 3
-    assert equal(learn(0.7, inner_lr=0.1)[0], learn(0.1)[0])
-    assert equal(learn(0.1, 0.05, outer_lr=0.01)[0], learn(0.1)[0])
+    assert equal(learn(0.5, inner_lr_factor=0.2)[0], learn(0.1)[0])
+    assert equal(learn(0.1, 0.002, outer_lr_factor=5.0)[0], learn(0.1)[0])
     assert not equal(learn(0.7)[0], learn(0.1)[0]) and not equal(learn(0.1, 0.05)[0], learn(0.1)[0])
 
 

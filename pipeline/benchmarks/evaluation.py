@@ -13,11 +13,10 @@ import torch
 from pipeline.benchmarks.cache import exam_of, samples_of, seen_tests
 from pipeline.benchmarks.params import Protocols
 from pipeline.benchmarks.protocols import Exam, exams_of
-from pipeline.benchmarks.schemas import VERDICTS
+from pipeline.benchmarks.schemas import EPOCHS, VERDICTS
 from pipeline.prompts.base import PromptMethod, Tokens
 
 States = dict[tuple[int, int, int], Tokens]  # by shots, seed and epoch
-EPOCHS = {"source": pl.String, "shots": pl.Int32, "seed": pl.Int32, "epoch": pl.Int32, "head": pl.String, "top1": pl.Float64}
 
 
 def judge(method: PromptMethod, folder: Path, states: dict[Hashable, Tokens], head: str) -> tuple[np.ndarray, np.ndarray, dict[Hashable, np.ndarray]]:

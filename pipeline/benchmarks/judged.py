@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.artifacts import read_table, replacing, write_table
-from pipeline.benchmarks.schemas import VERDICTS
+from pipeline.benchmarks.schemas import EPOCHS, VERDICTS
 
 
 def save_judged(judged: tuple[pa.Table, pl.DataFrame], folder: Path, source: str) -> None:
@@ -27,4 +27,4 @@ def read_verdicts(folder: Path, sources: Iterable[str]) -> pl.DataFrame:
 
 def read_epochs(folder: Path, sources: Iterable[str]) -> pl.DataFrame:
     """source, shots, seed, epoch, head, top1 of one method."""
-    return pl.concat([pl.read_csv(folder / f"{source}.csv", schema_overrides={"source": pl.String}) for source in sources])
+    return pl.concat([pl.read_csv(folder / f"{source}.csv", schema=EPOCHS) for source in sources])

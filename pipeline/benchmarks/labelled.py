@@ -118,7 +118,7 @@ def labelled_pictures(folder: Path) -> ReadPictures:
             inside = np.unique(rows[rows // PER_SHARD == shard] % PER_SHARD)
             groups, place = np.unique(inside // PER_GROUP, return_inverse=True)
             with naming_damage(paths[shard]):
-                column = pq.ParquetFile(paths[shard], metadata=footers[shard]).read_row_groups(groups.tolist(), columns=["picture"])["picture"]
+                column = pq.ParquetFile(paths[shard], metadata=footers[shard], page_checksum_verification=True).read_row_groups(groups.tolist(), columns=["picture"])["picture"]
             # Every group but a shard's last is full.
             pictures = column.take(pa.array(place * PER_GROUP + inside % PER_GROUP)).to_pylist()
             found |= zip((shard * PER_SHARD + inside).tolist(), pictures)

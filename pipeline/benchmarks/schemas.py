@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pyarrow as pa
 
 from pipeline.artifacts import vector_type
@@ -38,3 +39,6 @@ PICTURES = pa.schema([("index", pa.int32()), ("picture", pa.binary())])
 def labelled_schema(dim: int) -> pa.Schema:
     """A labelled dataset to draw tasks from: one row per picture, class and domain from 0."""
     return pa.schema([("key", pa.string()), ("topic", pa.int32()), ("name", pa.string()), ("domain", pa.int32()), ("image", vector_type(dim)), ("picture", pa.binary())])
+
+# Accuracy after an epoch of tuning, as CSV: a source without base classes has no row to tell the types from.
+EPOCHS = {"source": pl.String, "shots": pl.Int32, "seed": pl.Int32, "epoch": pl.Int32, "head": pl.String, "top1": pl.Float64}

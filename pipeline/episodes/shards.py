@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import from_vectors, naming_damage, open_table, replacing, shard_paths, to_vectors, vector_dim
+from pipeline.artifacts import PARQUET, from_vectors, naming_damage, open_table, replacing, shard_paths, to_vectors, vector_dim
 from pipeline.episodes.schemas import episodes_schema
 from pipeline.episodes.tasks import Pool, ReadPictures, Task
 from pipeline.stage import workers
@@ -75,7 +75,7 @@ def write_shards(tasks: Sequence[Task], pool: Pool, read_pictures: ReadPictures,
         out = work / f"{start // each:05d}.parquet"
         if not out.exists():
             # A dictionary would only hash features and pictures, none of which comes twice in a task.
-            with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=["role", "name"]) as writer:
+            with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, **PARQUET, use_dictionary=["role", "name"]) as writer:
                 for number in range(start, min(start + each, len(tasks))):
                     writer.write_table(task_table(number, tasks[number], pool, read_pictures, schema))
 

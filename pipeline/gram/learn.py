@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +17,7 @@ from pipeline.gram.train import meta_train
 from pipeline.prompts import METHODS, PromptMethod
 from pipeline.prompts.base import Tokens
 from pipeline.prompts.starts import Start
+from pipeline.stage import unwatched
 
 # What `learn_start` needs of params.yaml, for a stage's READS.
 LEARNING = {
@@ -37,7 +39,7 @@ def initial_tokens(backbone: Backbone, method: Method, context_tokens: int, gene
     return made, made.initial(method.tokens or context_tokens, generator, method.init)
 
 
-def learn_start(backbone: Backbone, method: MetaMethod, episodes: Path, work: Path, *, seed: int, context_tokens: int, inner_lr: float, inner_steps: int, regulator: Regulator, outer: Outer, outer_lr: float, regulator_lr: float, meta_batch: int, meta_steps: int, progress, at_once: int | None = None) -> tuple[Start, list[dict]]:
+def learn_start(backbone: Backbone, method: MetaMethod, episodes: Path, work: Path, *, seed: int, context_tokens: int, inner_lr: float, inner_steps: int, regulator: Regulator, outer: Outer, outer_lr: float, regulator_lr: float, meta_batch: int, meta_steps: int, progress, watch: Callable = unwatched, at_once: int | None = None) -> tuple[Start, list[dict]]:
     """Meta-learns θ* and φ* (Algorithm 1), or pre-trains θ on the same tasks; see `meta_train` for the arguments.
 
     Returns:
@@ -49,10 +51,10 @@ def learn_start(backbone: Backbone, method: MetaMethod, episodes: Path, work: Pa
     phi = initial_phi(theta, regulator, generator) if meta and method.regulator == "affine" else {}
     for leaf in (*theta.values(), *phi.values()):
         leaf.requires_grad_()
-    inner = InnerStep(method.inner_lr or inner_lr, inner_steps if meta else 0, method.order == "second", regulator.input_scale)
+    inner = InnerStep(inner_lr * method.inner_lr_factor, inner_steps if meta else 0, method.order == "second", regulator.input_scale)
     curve = meta_train(
-        prompt, theta, phi, episodes, work, inner=inner, outer=outer, outer_lr=method.outer_lr or outer_lr, regulator_lr=regulator_lr,
-        batch=meta_batch, steps=method.steps or meta_steps, progress=progress, at_once=at_once,
+        prompt, theta, phi, episodes, work, inner=inner, outer=outer, outer_lr=outer_lr * method.outer_lr_factor, regulator_lr=regulator_lr,
+        batch=meta_batch, steps=method.steps or meta_steps, progress=progress, watch=watch, at_once=at_once,
     )
     theta, phi = ({k: v.detach() for k, v in part.items()} for part in (theta, phi))
     return Start(method.prompt, method.depth, theta, phi, regulator.input_scale), curve

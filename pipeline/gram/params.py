@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.benchmarks.params import PromptTemplate
+from pipeline.episodes.params import Episodes, Labelled
 from pipeline.params import Section
 
 Rate = Annotated[float, Field(gt=0)]
@@ -39,8 +40,8 @@ class MetaMethod(Method):
     algorithm: Literal["gram", "pretrain"] = "gram"  # Algorithm 1, or plain classification of the same pictures (Table 6, row 3)
     regulator: Literal["affine", "identity"] = "affine"  # Eq 5–6, or plain gradients (Table 6, row 2)
     order: Literal["second", "first"] = "second"  # differentiate through the inner step, or not
-    inner_lr: Rate | None = None  # instead of the common one, like the next two
-    outer_lr: Rate | None = None
+    inner_lr_factor: Rate = 1.0  # times the common one: a sweep of `inner_lr` moves all methods
+    outer_lr_factor: Rate = 1.0
     steps: Count | None = None  # instead of `meta_steps`
 
 
@@ -86,9 +87,11 @@ class Methods(Tuned):
 
 
 class Study(Section):
-    """What `study/dvc.yaml` repeats over seeds: methods beyond the main table, and who is compared with whom."""
+    """What `make study` repeats over seeds: methods beyond the main table, and who is compared with whom."""
 
     seeds: Annotated[list[int], Field(min_length=2)]  # of initial tokens, episodes and the few-shot draw at once
+    episodes: dict[str, Episodes]  # tasks, drawn anew for every seed
+    labelled: dict[str, Labelled]
     methods: Tuned
     benchmarks: Annotated[list[str], Field(min_length=1)]  # tuned on their base classes, judged on both halves
     shots: Count

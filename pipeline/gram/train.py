@@ -27,7 +27,7 @@ from pipeline.gram.meta import InnerStep, agreement, cross_entropy, meta_gradien
 from pipeline.gram.params import Outer
 from pipeline.gram.regulator import Phi
 from pipeline.prompts.base import PromptMethod, Tokens
-from pipeline.stage import workers
+from pipeline.stage import unwatched, workers
 
 AHEAD = 2  # batches that are read and decoded while one is used
 COLUMNS = ("step", "start_loss", "query_loss", "query_accuracy", "raw_rms", "raw_agreement", "regulated_agreement", "theta_norm", "phi_norm")
@@ -198,13 +198,14 @@ def optimiser_of(theta: Tokens, phi: Phi, outer: Outer, outer_lr: float, regulat
     return torch.optim.AdamW(groups, weight_decay=outer.weight_decay)
 
 
-def meta_train(method: PromptMethod, theta: Tokens, phi: Phi, episodes: Path, work: Path, *, inner: InnerStep, outer: Outer, outer_lr: float, regulator_lr: float, batch: int, steps: int, progress, at_once: int | None = None) -> list[dict]:
+def meta_train(method: PromptMethod, theta: Tokens, phi: Phi, episodes: Path, work: Path, *, inner: InnerStep, outer: Outer, outer_lr: float, regulator_lr: float, batch: int, steps: int, progress, watch: Callable = unwatched, at_once: int | None = None) -> list[dict]:
     """Learns θ and φ in place (Algorithm 1): steps on the meta-gradients of batches of tasks (Eq 8–9).
 
     Args:
         theta, phi: leaves that require gradients; {} as φ is the identity regulator.
         work: folder of the checkpoint; training goes on from one that is there.
         batch: tasks of a meta-step, over all processes of `torchrun`.
+        watch: told of every meta-step's row, as `watch(step, **figures)`.
         at_once: tasks in one forward pass; None: all for cached features, one where pictures go through
             the tower. It changes memory and speed, not the result beyond rounding.
 
@@ -247,6 +248,7 @@ def meta_train(method: PromptMethod, theta: Tokens, phi: Phi, episodes: Path, wo
         optimiser.step()
         figures = found.figures | {"step": step, "theta_norm": norms[0], "phi_norm": norms[1]}
         curve.append({name: figures.get(name) for name in COLUMNS})
+        watch(**curve[-1])
         bar.set_postfix(query_loss=f"{figures['query_loss']:.3f}")
         if (step + 1) % outer.checkpoint_every == 0:
             if rank == 0:

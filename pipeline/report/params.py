@@ -11,12 +11,17 @@ from pipeline.params import Section
 Count = Annotated[int, Field(ge=1)]
 
 
-class Report(Section):
+class Gallery(Section):
     """How much of the data the page shows."""
 
     topics: Count  # topics with words and pictures, the largest first
     pictures_per_domain: Count
     map_points: Count  # points on the topic map; more are sampled
+
+
+class Report(Section):
+    """Intervals and comparisons of the page's tables."""
+
     resamples: Annotated[int, Field(ge=1000)]  # of the bootstrap over test pictures
     pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]  # (method, the one it is compared with)
     later_methods: bool  # published averages of other methods below the paper's Table 1
