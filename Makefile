@@ -1,12 +1,17 @@
 # Two commands do everything on a fresh machine with Python 3.11: `make repro` and `make test`.
 PYTHON ?= python3.11
 VENV := .venv
+GIT_REMOTE ?= origin
+PORT ?= 5000
+# The stages whose outputs are enough to meta-train, tune, evaluate and report.
+LEARNING := code|gallery|episodes|labelled_episodes|start|metatrain|benchmark|tune|tune_meta|zero_shot|evaluate|evaluate_meta|report
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE ?= 1
+export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test test-slow check benchmarks dag clean
+.PHONY: repro test test-slow check benchmarks dag study experiments mlflow team share fetch verify clean
 
 repro: $(READY) check  ## run whatever is stale, from captions to the report
 	@dvc repro
@@ -26,6 +31,33 @@ benchmarks: $(READY)  ## which of the field's datasets are there, and where the 
 
 dag: $(READY)  ## draw the stages
 	@dvc dag
+
+# DVC sees the study's stages from then on, and not before: stages that never ran are in the way of its experiments.
+study: $(READY) check  ## methods and ablations over seeds, hours long; `dvc repro` first
+	@cp study/stages.yaml study/dvc.yaml
+	@dvc repro study/dvc.yaml
+	@echo "page: $(CURDIR)/data/study/report/study.html"
+
+experiments: $(READY)  ## experiments beside each other: what differs, and the results
+	@dvc exp show --only-changed --no-pager --drop '.*/'
+
+mlflow: $(READY)  ## MLflow's page of all runs that this checkout has seen
+	@mlflow server --backend-store-uri sqlite:///tracking/mlflow.db --port $(PORT)
+
+team: $(READY)  ## once per clone: git merges dvc.lock by stage
+	@git config merge.dvc-lock.name "stages of dvc.lock"
+	@git config merge.dvc-lock.driver "python -m pipeline.merge_lock %O %A %B"
+
+share: $(READY)  ## to the team's remotes: results, the run cache, experiments with theirs
+	@dvc push --run-cache
+	@dvc exp push --run-cache $(GIT_REMOTE)
+
+fetch: $(READY)  ## from there: experiments, the run cache, and all that learning works on, but no pictures of the web
+	@dvc exp pull --no-cache $(GIT_REMOTE)
+	@dvc pull --run-cache $$(dvc stage list --name-only | grep -E '^($(LEARNING))(@|$$)')
+
+verify: $(READY)  ## are the files in DVC's cache what their names say? damaged ones are removed
+	@python -m pipeline.verify_cache
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

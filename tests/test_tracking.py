@@ -1,0 +1,243 @@
+"""Records and MLflow: a real stage, a real server, and what happens when that is away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ENVIRONMENT, clone, run
+from test_team import free_port
+
+STAGE = """
+import sys
+sys.path.insert(0, {root!r})
+import time
+from pathlib import Path
+from pipeline.params import load_params
+from pipeline.stage import run
+from pipeline.tracking.journal import keep, point
+def main():
+    p = load_params("params.yaml", {{"seed": ("seed", int), "outer": ("outer", dict)}})
+    for step in range({steps}):
+        point(step, loss=1.0 / (step + 1), sometimes=None if step % 2 else float(step))
+        time.sleep({pause})
+    Path("kept.txt").write_text("kept")
+    keep([Path("kept.txt")])
+    return "done", {{"H": 61.5, "by_kind": {{"base": 1.0}}, "words": "none"}}, None
+run(main, tracked={tracked})
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A clone that stages are run in as DVC would run them."""
+    return clone(tmp_path / "checkout")
+
+
+def stage(folder, name="learn", tracked=True, steps=6, pause=0.0, wait=True, **changes):
+    script = folder / f"{name}.py"
+    script.write_text(STAGE.format(root=str(folder), tracked=tracked, steps=steps, pause=pause))
+    environment = ENVIRONMENT | {"DVC_ROOT": str(folder), "DVC_STAGE": f"{name}@one"} | {k: str(v) for k, v in changes.items()}
+    environment = {k: v for k, v in environment.items() if v}
+    child = subprocess.Popen([sys.executable, script], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not wait:
+        return child
+    out, err = child.communicate(timeout=120)
+    return subprocess.CompletedProcess(script, child.returncode, out, err)
+
+
+def records(folder):
+    path = folder / "tracking" / "records.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def outbox(folder):
+    return sorted((folder / "tracking" / "outbox").glob("*/run.json"))
+
+
+def until(true, seconds=60):
+    deadline = time.time() + seconds
+    while not true():
+        assert time.time() < deadline
+        time.sleep(0.2)
+
+
+def send(folder, **changes):
+    """What is in the outbox, now; the sender that the stage started may be at it."""
+    run(sys.executable, "-m", "pipeline.tracking.send", "tracking", "--stay", "0", cwd=folder, **changes)
+    until(lambda: not outbox(folder))
+
+
+def found(uri, folder):
+    """All runs of a store, newest first, with a curve and the files."""
+    ask = f"""
+import json, mlflow
+client = mlflow.MlflowClient({uri!r})
+print(json.dumps([{{
+    "name": r.info.run_name, "status": r.info.status, "params": r.data.params, "metrics": r.data.metrics, "tags": r.data.tags,
+    "loss": [(m.step, m.value) for m in client.get_metric_history(r.info.run_id, "loss")], "sometimes": len(client.get_metric_history(r.info.run_id, "sometimes")),
+    "files": sorted(a.path for a in client.list_artifacts(r.info.run_id)),
+}} for r in client.search_runs([e.experiment_id for e in client.search_experiments()])]))
+"""
+    return json.loads(run(sys.executable, "-c", ask, cwd=folder).stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Starts `mlflow server` on a port that stays the same, and again."""
+    port, started = free_port(), []
+
+    def start():
+        child = subprocess.Popen(
+            [Path(sys.executable).with_name("mlflow"), "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "files"), "--port", str(port), "--workers", "1"],
+            env=ENVIRONMENT, stdout=(tmp_path / "server.log").open("a"), stderr=subprocess.STDOUT, start_new_session=True,
+        )
+        started.append(child)
+        import urllib.request
+
+        def up():
+            try:
+                return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200
+            except OSError:
+                return False
+
+        until(up)
+        return child
+
+    def stop(child):
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+    start.uri, start.stop = f"http://127.0.0.1:{port}", stop
+    yield start
+    for child in started:
+        if child.poll() is None:
+            stop(child)
+
+
+def test_a_run_is_recorded_and_sent_to_the_local_store(checkout):
+    done = stage(checkout, DVC_EXP_NAME="alpha-1", DVC_EXP_BASELINE_REV="abc")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    send(checkout)
+    (r,) = found(f"sqlite:///{checkout}/tracking/mlflow.db", checkout)
+    assert r["name"] == "learn@one (alpha-1)" and r["status"] == "FINISHED"
+    assert r["params"]["seed"] == "1" and r["params"]["outer.optimiser"] == "adamw"
+    assert r["loss"] == [[i, pytest.approx(1 / (i + 1))] for i in range(6)] and r["sometimes"] == 3
+    assert r["metrics"]["H"] == 61.5 and r["metrics"]["by_kind.base"] == 1.0 and "words" not in r["metrics"]
+    assert r["files"] == ["kept.txt", "record.json"]
+    assert r["tags"]["dvc.experiment"] == "alpha-1" and r["tags"]["dvc.baseline"] == "abc" and r["tags"]["dvc.stage"] == "learn@one"
+    assert r["tags"]["mlflow.source.git.commit"] == run("git", "rev-parse", "HEAD", cwd=checkout).stdout.strip()
+    (record,) = records(checkout)
+    assert record["stage"] == "learn@one" and record["experiment"] == "alpha-1" and record["parameters"]["seed"] == record["seed"] == 1 and record["dirty"] is False
+
+
+def test_an_untracked_stage_is_recorded_alone_and_a_changed_file_is_named(checkout):
+    (checkout / "README.md").write_text("changed")
+    assert stage(checkout, tracked=False).returncode == 0
+    (record,) = records(checkout)
+    assert record["dirty"] is True and record["changed"] == ["README.md"] and record["status"] == "FINISHED"
+    assert not (checkout / "tracking" / "outbox").exists()
+
+
+def test_by_hand_nothing_is_noted(checkout):
+    assert stage(checkout, DVC_STAGE="", DVC_ROOT="").returncode == 0 and not (checkout / "tracking").exists()
+
+
+def test_a_copy_for_an_experiment_notes_where_it_came_from(checkout):
+    from pipeline.tracking.place import home
+
+    assert home(checkout / ".dvc" / "tmp" / "exps" / "tmpabc") == checkout.resolve()
+    assert home(checkout) == checkout.resolve()
+
+
+def test_a_real_server_gets_live_curves_and_a_server_that_is_away_costs_a_warning_once(checkout, server):
+    """Away: no run fails or is lost, a person is told once. Back: all of them arrive."""
+    at = {"MLFLOW_TRACKING_URI": server.uri}
+    for name in ("one", "two", "three"):  # nothing listens
+        done = stage(checkout, name, **at)
+        assert done.returncode == 0
+        until(lambda: (checkout / "tracking" / "outbox" / "problem.json").exists())
+        warned = done.stderr.count("cannot be sent")
+        assert warned == (1 if name == "two" else 0), (name, done.stderr)
+    assert len(outbox(checkout)) == 3
+    running = server()
+    child = stage(checkout, "four", steps=24, pause=0.25, wait=False, **at)
+    until(lambda: any(r["name"] == "four@one" and r["loss"] for r in found(server.uri, checkout)), 30)  # while it runs
+    assert child.poll() is None and next(r for r in found(server.uri, checkout) if r["name"] == "four@one")["status"] == "RUNNING"
+    assert child.wait(60) == 0
+    send(checkout, **at)
+    arrived = {r["name"]: r for r in found(server.uri, checkout)}
+    assert set(arrived) == {f"{n}@one" for n in ("one", "two", "three", "four")} and {r["status"] for r in arrived.values()} == {"FINISHED"}
+    assert [len(arrived[f"{n}@one"]["loss"]) for n in ("one", "four")] == [6, 24]
+    assert not (checkout / "tracking" / "outbox" / "problem.json").exists()
+    # It dies in the middle of a run: the stage ends well, the rest of the curve follows, no point twice.
+    child = stage(checkout, "five", steps=24, pause=0.25, wait=False, **at)
+    until(lambda: any(r["name"] == "five@one" and r["loss"] for r in found(server.uri, checkout)), 30)
+    server.stop(running)
+    assert child.wait(60) == 0
+    server()
+    send(checkout, **at)
+    five = next(r for r in found(server.uri, checkout) if r["name"] == "five@one")
+    assert [step for step, _ in five["loss"]] == list(range(24)) and five["status"] == "FINISHED"
+
+
+def test_a_server_that_never_answers_is_not_waited_for(checkout):
+    """The stage is over while the sender still waits for its first answer."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = stage(checkout, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert done.returncode == 0 and done.stderr == ""
+        silent.settimeout(30)
+        silent.accept()  # here it comes
+        assert outbox(checkout) and not (checkout / "tracking" / "outbox" / "problem.json").exists()
+        run("pkill", "-f", f"pipeline.tracking.send {checkout}", cwd=checkout)
+
+
+def test_a_stage_that_is_killed_or_fails_is_shown_as_such(checkout):
+    child = stage(checkout, "killed", steps=200, pause=0.1, wait=False)
+    until(lambda: outbox(checkout) and (outbox(checkout)[0].parent / "points.jsonl").stat().st_size)
+    child.kill()
+    child.wait()
+    child = stage(checkout, "stopped", steps=200, pause=0.1, wait=False)
+    until(lambda: any(r.exists() and json.loads(r.read_text())["name"] == "stopped@one" and (r.parent / "parameters.json").exists() for r in outbox(checkout)))
+    child.terminate()
+    assert child.wait(30) == 130
+    (checkout / "params.yaml").write_text("seed: one\n")
+    assert stage(checkout, "failed").returncode == 1
+    send(checkout)
+    status = {r["name"]: r["status"] for r in found(f"sqlite:///{checkout}/tracking/mlflow.db", checkout)}
+    assert status == {"killed@one": "KILLED", "stopped@one": "KILLED", "failed@one": "FAILED"}
+    assert [(r["stage"], r["status"]) for r in records(checkout)] == [("stopped@one", "KILLED"), ("failed@one", "FAILED")]
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(checkout):
+    (checkout / "tracking").write_text("no folder")
+    done = stage(checkout)
+    assert done.returncode == 0 and "learn: done" in done.stdout and "this run is not tracked" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_checkouts_runs_at_once_are_all_sent_by_one_sender(checkout):
+    children = [stage(checkout, f"s{i}", steps=10, pause=0.1, wait=False) for i in range(4)]
+    assert [c.wait(60) for c in children] == [0] * 4
+    send(checkout)
+    runs = found(f"sqlite:///{checkout}/tracking/mlflow.db", checkout)
+    assert sorted(r["name"] for r in runs) == [f"s{i}@one" for i in range(4)] and {len(r["loss"]) for r in runs} == {10}
+    assert len(records(checkout)) == 4
+
+
+def test_a_run_that_mlflow_refuses_does_not_hold_up_the_others(checkout):
+    stage(checkout, "bad")
+    stage(checkout, "good")
+    send(checkout)
+    bad = checkout / "tracking" / "outbox" / "0-bad"
+    bad.mkdir()
+    (bad / "run.json").write_text("{")
+    stage(checkout, "later")
+    run(sys.executable, "-m", "pipeline.tracking.send", "tracking", "--stay", "0", cwd=checkout)
+    until(lambda: len(found(f"sqlite:///{checkout}/tracking/mlflow.db", checkout)) == 3)
+    assert bad.exists()
