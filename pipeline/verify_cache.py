@@ -2,7 +2,7 @@
 
     python -m pipeline.verify_cache
 
-DVC hashes a file when it comes and trusts it from then on; a bit that flips on a disk would be used, and pushed.
+DVC hashes a file when it comes and trusts it from then on: a bit that flips on a disk later would be used, and pushed.
 """
 
 from __future__ import annotations

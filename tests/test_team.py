@@ -320,7 +320,6 @@ def test_a_remote_that_is_not_there(ada, tmp_path):
 
 
 def test_a_damaged_file_in_the_remote_is_refused(ada, tmp_path):
-    run("dvc", "remote", "modify", "--local", "team", "verify", "true", cwd=ada)
     flip(object_of(tmp_path / "share" / "files" / "md5", ada, "data/topics.parquet"))
     done = run("dvc", "pull", "data/topics.parquet", cwd=ada, check=False)
     assert done.returncode and "data/topics.parquet" in done.stderr and not (ada / "data" / "topics.parquet").exists()
