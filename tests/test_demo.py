@@ -259,6 +259,8 @@ def test_a_study_runs_what_the_main_chain_runs_and_compares_it(demo, tmp_path):
     text = text[:start] + """
 study:
   seeds: [1, 2]
+  episodes: {shifted: {support: one_domain, tasks: 300, confusable: 0.5}}
+  labelled: {}
   methods:
     direct:
       coop: {prompt: coop, title: CoOp}

@@ -25,6 +25,8 @@ def main():
     for step in range({steps}):
         point(step, loss=1.0 / (step + 1), sometimes=None if step % 2 else float(step))
         time.sleep({pause})
+        while step == {waits_at} and not Path("go").exists():
+            time.sleep(0.05)
     Path("kept.txt").write_text("kept")
     keep([Path("kept.txt")])
     return "done", {{"H": 61.5, "by_kind": {{"base": 1.0}}, "words": "none"}}, None
@@ -38,9 +40,10 @@ def checkout(tmp_path):
     return clone(tmp_path / "checkout")
 
 
-def stage(folder, name="learn", tracked=True, steps=6, pause=0.0, wait=True, **changes):
+def stage(folder, name="learn", tracked=True, steps=6, pause=0.0, waits_at=-1, wait=True, **changes):
+    """Runs a stage in a checkout; it waits after the step `waits_at` until the checkout has a file `go`."""
     script = folder / f"{name}.py"
-    script.write_text(STAGE.format(root=str(folder), tracked=tracked, steps=steps, pause=pause))
+    script.write_text(STAGE.format(root=str(folder), tracked=tracked, steps=steps, pause=pause, waits_at=waits_at))
     environment = ENVIRONMENT | {"DVC_ROOT": str(folder), "DVC_STAGE": f"{name}@one"} | {k: str(v) for k, v in changes.items()}
     environment = {k: v for k, v in environment.items() if v}
     child = subprocess.Popen([sys.executable, script], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -165,19 +168,22 @@ def test_a_real_server_gets_live_curves_and_a_server_that_is_away_costs_a_warnin
         assert warned == (1 if name == "two" else 0), (name, done.stderr)
     assert len(outbox(checkout)) == 3
     running = server()
-    child = stage(checkout, "four", steps=24, pause=0.25, wait=False, **at)
+    child = stage(checkout, "four", steps=24, waits_at=11, wait=False, **at)
     until(lambda: any(r["name"] == "four@one" and r["loss"] for r in found(server.uri, checkout)), 30)  # while it runs
     assert child.poll() is None and next(r for r in found(server.uri, checkout) if r["name"] == "four@one")["status"] == "RUNNING"
+    (checkout / "go").touch()
     assert child.wait(60) == 0
+    (checkout / "go").unlink()
     send(checkout, **at)
     arrived = {r["name"]: r for r in found(server.uri, checkout)}
     assert set(arrived) == {f"{n}@one" for n in ("one", "two", "three", "four")} and {r["status"] for r in arrived.values()} == {"FINISHED"}
     assert [len(arrived[f"{n}@one"]["loss"]) for n in ("one", "four")] == [6, 24]
     assert not (checkout / "tracking" / "outbox" / "problem.json").exists()
     # It dies in the middle of a run: the stage ends well, the rest of the curve follows, no point twice.
-    child = stage(checkout, "five", steps=24, pause=0.25, wait=False, **at)
+    child = stage(checkout, "five", steps=24, waits_at=11, wait=False, **at)
     until(lambda: any(r["name"] == "five@one" and r["loss"] for r in found(server.uri, checkout)), 30)
     server.stop(running)
+    (checkout / "go").touch()
     assert child.wait(60) == 0
     server()
     send(checkout, **at)
