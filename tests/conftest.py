@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,10 @@ def clone(folder):
     run("git", "add", "-A", cwd=folder)
     run("git", "commit", "--quiet", "--allow-empty", "-m", "as it stands", cwd=folder)
     return folder
+
+
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -4,7 +4,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -17,7 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from PIL import Image
 from tqdm import tqdm
 
@@ -139,9 +138,7 @@ def test_image_features_come_in_the_order_of_the_keys(tmp_path):
 
 
 def test_a_server_that_is_down(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     table = captions(tmp_path / "c.parquet", [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(5)])
     (tmp_path / "work").mkdir()
     with pytest.raises(InputError, match=r"only 0.0% of 5 links.*Connection refused.*Is the server up\?"):

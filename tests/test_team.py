@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT, ROOT, clone, run
+from conftest import ENVIRONMENT, ROOT, clone, free_port, run
 from ruamel.yaml import YAML
 from small import make_small
 
@@ -235,7 +235,6 @@ def test_git_alone_would_not_have_merged_it(week, tmp_path):
     """What the driver is for: the same merge as text."""
     run("git", "clone", "--quiet", week.origin, "plain", cwd=tmp_path)
     plain = tmp_path / "plain"
-    run("git", "checkout", "--quiet", "origin/intervals~0", cwd=plain)
     branch = run("git", "log", "--format=%H", "--grep=Narrower noise", cwd=plain).stdout.strip()
     run("git", "checkout", "--quiet", branch, cwd=plain)
     done = run("git", "merge", "--no-edit", "origin/coarser", cwd=plain, check=False)
@@ -259,7 +258,6 @@ def test_what_is_shared_is_enough_from_meta_training_to_report(week, tmp_path):
     """All that was downloaded or drawn is gone, here and in the cache; the learning runs anew, from what the remote has."""
     run("git", "clone", "--quiet", week.origin, "bare", cwd=tmp_path)
     folder = tmp_path / "bare"
-    run("git", "config", "core.autocrlf", "false", cwd=folder)
     of_web = [o for name in ("draw_web@demo", "download", "draw_benchmark@animals") for o in lock(folder)[name]["outs"]]
     share = tmp_path / "share"
     shutil.copytree(week.share, share)
@@ -374,14 +372,6 @@ while True:
     for pair in ((one, other), (other, one)):
         threading.Thread(target=copy, args=pair, daemon=True).start()
 """
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture

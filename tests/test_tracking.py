@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT, clone, run
-from test_team import free_port
+from conftest import ENVIRONMENT, clone, free_port, run
 
 STAGE = """
 import sys

@@ -3,7 +3,6 @@
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import tqdm
-from conftest import ROOT
+from conftest import ROOT, free_port
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -233,9 +232,7 @@ def test_two_processes_do_what_one_does(method, episodes, tmp_path):
     """SGD without clipping, so that what θ and φ moved by shows the meta-gradients' size."""
     script = tmp_path / "two.py"
     script.write_text(TORCHRUN.format(tests=str(ROOT / "tests"), episodes=str(episodes), out=str(tmp_path)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), str(script)]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1", "DEVICE": "cpu"})
     assert done.returncode == 0, done.stderr[-3000:]
