@@ -2,19 +2,22 @@
 
     python perf/episodes.py [--tasks 60] [--rounds 5]
 
-Both sides hold the same pictures (256 × 256 JPEGs of about 20 kB) with the same features, labels, names and
-roles, in the same order, and give the same tasks; that is checked first.
+Both sides hold the same pictures (256 × 256 JPEGs of about 20 kB) with the same features, labels,
+names and roles, in the same order, and give the same tasks; that is checked first.
 
-* `ours`: Parquet shards as the `episodes` stage writes them, read by `pipeline.episodes.shards.read_episodes`.
-* `webdataset`: tar shards of the same size with `.jpg`, `.npy` (float16 feature), `.cls` and `.txt` for every
-  picture, read by the `webdataset` library in this process, grouped into tasks.
+* `ours`: Parquet shards as the `episodes` stage writes them, read by
+  `pipeline.episodes.shards.read_episodes`.
+* `webdataset`: tar shards of the same size with `.jpg`, `.npy` (float16 feature), `.cls` and `.txt`
+  for every picture, read by the `webdataset` library in this process, grouped into tasks.
 
-Three ways to read: features alone (what textual methods need; a tar must be read through anyway), features and
-JPEG bytes, and features and decoded pictures (224 pixels, normalised): one thread on both sides, then with
-`ours` decoding in threads as meta-training does (`webdataset` decodes in its loader's workers, which are not used).
+Three ways to read: features alone (what textual methods need; a tar must be read through anyway),
+features and JPEG bytes, and features and decoded pictures (224 pixels, normalised): one thread on
+both sides, then with `ours` decoding in threads as meta-training does (`webdataset` decodes in its
+loader's workers, which are not used).
 
-Writing runs in a process of its own for each number of tasks and threads, from tar shards of 4,000 pictures, the
-fastest of three runs; its peak memory is `ru_maxrss`. The last line is JSON; `ratio` is features and JPEG bytes.
+Writing runs in a process of its own for each number of tasks and threads, from tar shards of 4,000
+pictures, the fastest of three runs; its peak memory is `ru_maxrss`. The last line is JSON; `ratio`
+is features and JPEG bytes.
 """
 
 from __future__ import annotations
@@ -63,9 +66,13 @@ def silent(items, label, total=None):
 def jpeg(number: int) -> bytes:
     """Soft colours under fine noise: a photograph's size and cost of decoding."""
     random = np.random.default_rng(number)
-    soft = Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).resize((256, 256), Image.Resampling.BICUBIC)
+    soft = Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).resize(
+        (256, 256), Image.Resampling.BICUBIC
+    )
     file = io.BytesIO()
-    Image.fromarray((np.asarray(soft) + random.normal(0, 4, (256, 256, 3))).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=88)
+    Image.fromarray(
+        (np.asarray(soft) + random.normal(0, 4, (256, 256, 3))).clip(0, 255).astype(np.uint8)
+    ).save(file, "JPEG", quality=88)
     return file.getvalue()
 
 
@@ -79,7 +86,9 @@ def write_pictures(folder: Path) -> None:
     """The shards that a download leaves."""
     folder.mkdir()
     for first in range(0, PICTURES, PER_TAR):
-        with tarfile.open(folder / f"{first // PER_TAR:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(
+            folder / f"{first // PER_TAR:05d}.tar", "w", format=tarfile.USTAR_FORMAT
+        ) as tar:
             for number in range(first, first + PER_TAR):
                 add(tar, f"{number:07d}.jpg", jpeg(number))
 
@@ -89,10 +98,28 @@ def drawn(tasks: int, folder: Path) -> tuple:
     random = np.random.default_rng(0)
     topic, domain = np.arange(PICTURES) % TOPICS, np.arange(PICTURES) // TOPICS % DOMAINS
     keys = [f"{number:07d}" for number in range(PICTURES)]
-    pool = Pool(topic, domain, [f"topic {t}" for t in range(TOPICS)], keys, random.normal(size=(PICTURES, DIM)).astype(np.float16))
+    pool = Pool(
+        topic,
+        domain,
+        [f"topic {t}" for t in range(TOPICS)],
+        keys,
+        random.normal(size=(PICTURES, DIM)).astype(np.float16),
+    )
     nearest = np.tile(np.arange(TOPICS), (TOPICS, 1))
-    found = sample_tasks(topic, domain, nearest, tasks=tasks, **SIZES, one_domain=True, confusable=0.0, seed=1)
-    return found, pool, locate_pictures(folder, keys, [f"{n // PER_TAR:05d}.tar" for n in range(PICTURES)], np.arange(PICTURES), silent).read
+    found = sample_tasks(
+        topic, domain, nearest, tasks=tasks, **SIZES, one_domain=True, confusable=0.0, seed=1
+    )
+    return (
+        found,
+        pool,
+        locate_pictures(
+            folder,
+            keys,
+            [f"{n // PER_TAR:05d}.tar" for n in range(PICTURES)],
+            np.arange(PICTURES),
+            silent,
+        ).read,
+    )
 
 
 def write_peer(episodes: Path, out: Path, per_tar: int) -> list[str]:
@@ -104,18 +131,31 @@ def write_peer(episodes: Path, out: Path, per_tar: int) -> list[str]:
             paths.append(str(out / f"{number // per_tar:05d}.tar"))
         with tarfile.open(paths[-1], "a", format=tarfile.USTAR_FORMAT) as tar:
             for role in ("support", "query"):
-                for place, (picture, feature, label) in enumerate(zip(*(getattr(task, role + part) for part in ("_pictures", "", "_labels")))):
+                for place, (picture, feature, label) in enumerate(
+                    zip(*(getattr(task, role + part) for part in ("_pictures", "", "_labels")))
+                ):
                     file = io.BytesIO()
                     np.save(file, feature.astype(np.float16))
                     stem = f"{number:06d}_{role}_{place:04d}"
-                    for kind, content in (("jpg", picture), ("npy", file.getvalue()), ("cls", str(label).encode()), ("txt", task.names[label].encode())):
+                    for kind, content in (
+                        ("jpg", picture),
+                        ("npy", file.getvalue()),
+                        ("cls", str(label).encode()),
+                        ("txt", task.names[label].encode()),
+                    ):
                         add(tar, f"{stem}.{kind}", content)
     return paths
 
 
 def peer(paths: list[str], kinds: tuple[str, ...]) -> Iterator[Episode]:
-    """Tasks from webdataset shards; `kinds`: what is taken of every picture beside feature, label and name."""
-    samples = webdataset.WebDataset(paths, shardshuffle=False, empty_check=False).decode().to_tuple("__key__", "npy", "cls", "txt", *kinds)
+    """Tasks from webdataset shards; `kinds`: what is taken of every picture beside feature,
+    label and name.
+    """
+    samples = (
+        webdataset.WebDataset(paths, shardshuffle=False, empty_check=False)
+        .decode()
+        .to_tuple("__key__", "npy", "cls", "txt", *kinds)
+    )
     waiting = []
     for sample in samples:
         waiting.append(sample)
@@ -123,10 +163,27 @@ def peer(paths: list[str], kinds: tuple[str, ...]) -> Iterator[Episode]:
             split = sum("_support_" in s[0] for s in waiting)
             sides = []
             for part in (waiting[:split], waiting[split:]):
-                sides.append((np.stack([s[1] for s in part]).astype(np.float32), np.array([s[2] for s in part]), tuple(s[4] for s in part) if kinds else ()))
+                sides.append(
+                    (
+                        np.stack([s[1] for s in part]).astype(np.float32),
+                        np.array([s[2] for s in part]),
+                        tuple(s[4] for s in part) if kinds else (),
+                    )
+                )
             names = dict((s[2], s[3]) for s in waiting)
-            (support, support_labels, support_pictures), (query, query_labels, query_pictures) = sides
-            yield Episode(int(waiting[0][0].split("_")[0]), tuple(names[k] for k in sorted(names)), support, support_labels, query, query_labels, support_pictures, query_pictures)
+            (support, support_labels, support_pictures), (query, query_labels, query_pictures) = (
+                sides
+            )
+            yield Episode(
+                int(waiting[0][0].split("_")[0]),
+                tuple(names[k] for k in sorted(names)),
+                support,
+                support_labels,
+                query,
+                query_labels,
+                support_pictures,
+                query_pictures,
+            )
             waiting = []
 
 
@@ -148,7 +205,12 @@ def threaded(tasks: Iterator[Episode], threads: int) -> Iterator[torch.Tensor]:
 
 def same(a: Episode, b: Episode) -> bool:
     arrays = ("support", "support_labels", "query", "query_labels")
-    return (a.number, a.names, a.support_pictures, a.query_pictures) == (b.number, b.names, b.support_pictures, b.query_pictures) and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays)
+    return (a.number, a.names, a.support_pictures, a.query_pictures) == (
+        b.number,
+        b.names,
+        b.support_pictures,
+        b.query_pictures,
+    ) and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays)
 
 
 def seconds(make: Callable[[], Iterator]) -> float:
@@ -164,17 +226,32 @@ def compare(name: str, ours: Callable, theirs: Callable, pictures: int, rounds: 
     ratios = [b / a for a, b in times]
     rate = [pictures / statistics.median(side) for side in zip(*times)]
     ratio = statistics.median(ratios)
-    print(f"{name}: ours {rate[0]:,.0f} pictures/s, webdataset {rate[1]:,.0f}; ratio {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    print(
+        f"{name}: ours {rate[0]:,.0f} pictures/s, webdataset {rate[1]:,.0f}; ratio {ratio:.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})",
+        flush=True,
+    )
     return ratio
 
 
 def write_alone(folder: Path, out: Path, tasks: int) -> None:
-    """In a process of its own: writes, and prints seconds, bytes, and peak memory in MiB before and after."""
+    """In a process of its own: writes, and prints seconds, bytes, and peak memory in MiB before
+    and after.
+    """
     taken = drawn(tasks, folder)
     out.mkdir()
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter()
     write_shards(taken[0], taken[1], taken[2], out, silent)
-    print(json.dumps([time.perf_counter() - began, sum(p.stat().st_size for p in out.iterdir()), before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+    print(
+        json.dumps(
+            [
+                time.perf_counter() - began,
+                sum(p.stat().st_size for p in out.iterdir()),
+                before,
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            ]
+        )
+    )
 
 
 def measure_writing(folder: Path, top: Path, tasks: int, rounds: int) -> list[dict[str, float]]:
@@ -184,23 +261,46 @@ def measure_writing(folder: Path, top: Path, tasks: int, rounds: int) -> list[di
         for threads, found in runs.items():
             out = top / f"written_{tasks}_{threads}_{turn}"
             command = [sys.executable, __file__, "--write", str(folder), str(out), str(tasks)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"EPISODE_THREADS": str(threads), "OMP_NUM_THREADS": "1"})
+            done = subprocess.run(
+                command,
+                check=True,
+                capture_output=True,
+                text=True,
+                env=os.environ | {"EPISODE_THREADS": str(threads), "OMP_NUM_THREADS": "1"},
+            )
             found.append(json.loads(done.stdout.splitlines()[-1]))
             shutil.rmtree(out)
     rows = []
     for threads, found in runs.items():
         took, size, before, after = min(found)
-        print(f"writing {tasks} tasks, {threads} thread(s): {took:.2f} s, {tasks * PER_TASK / took:,.0f} pictures/s, {size / 1e6:.0f} MB; peak {after:.0f} MiB, {after - before:.0f} of them for writing", flush=True)
-        rows.append({"tasks": tasks, "threads": threads, "seconds": round(took, 3), "peak_MiB": round(after), "writing_MiB": round(after - before)})
+        print(
+            f"writing {tasks} tasks, {threads} thread(s): {took:.2f} s, "
+            f"{tasks * PER_TASK / took:,.0f} pictures/s, {size / 1e6:.0f} MB; peak "
+            f"{after:.0f} MiB, {after - before:.0f} of them for writing",
+            flush=True,
+        )
+        rows.append(
+            {
+                "tasks": tasks,
+                "threads": threads,
+                "seconds": round(took, 3),
+                "peak_MiB": round(after),
+                "writing_MiB": round(after - before),
+            }
+        )
     return rows
 
 
 def main() -> None:
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cli.add_argument("--tasks", type=int, default=60)
     cli.add_argument("--rounds", type=int, default=5)
     cli.add_argument("--threads", type=int, default=os.cpu_count(), help="that decode on our side")
-    cli.add_argument("--write", nargs=3, metavar=("PICTURES", "OUT", "TASKS"), help=argparse.SUPPRESS)
+    cli.add_argument(
+        "--write", nargs=3, metavar=("PICTURES", "OUT", "TASKS"), help=argparse.SUPPRESS
+    )
     args = cli.parse_args()
     shards.SHARD_BYTES = 64e6  # several shards of both kinds
     torch.set_num_threads(1)
@@ -210,25 +310,65 @@ def main() -> None:
         top = Path(temporary)
         write_pictures(top / "pictures")
         # First: a process inherits the peak of the one that starts it, and this one is still small.
-        writing = [row for count in (60, 240) for row in measure_writing(top / "pictures", top, count, min(3, args.rounds))]
+        writing = [
+            row
+            for count in (60, 240)
+            for row in measure_writing(top / "pictures", top, count, min(3, args.rounds))
+        ]
         (top / "ours").mkdir()
         tasks, pool, read = drawn(args.tasks, top / "pictures")
         write_shards(tasks, pool, read, top / "ours", silent)
         paths = write_peer(top / "ours", top / "peer", shards.tasks_per_shard(tasks, pool, read))
-        pairs = list(zip(read_episodes(top / "ours", pictures=True), peer(paths, ("jpg",)), strict=True))
-        assert len(pairs) == args.tasks and all(same(a, b) for a, b in pairs), "the two sides give different tasks"
+        pairs = list(
+            zip(read_episodes(top / "ours", pictures=True), peer(paths, ("jpg",)), strict=True)
+        )
+        assert len(pairs) == args.tasks and all(same(a, b) for a, b in pairs), (
+            "the two sides give different tasks"
+        )
         del pairs
         pictures = args.tasks * PER_TASK
-        print(f"{args.tasks} tasks of {PER_TASK} pictures, {len(list((top / 'ours').iterdir()))} and {len(paths)} shards, all in the page cache")
+        print(
+            f"{args.tasks} tasks of {PER_TASK} pictures, {len(list((top / 'ours').iterdir()))} "
+            f"and {len(paths)} shards, all in the page cache"
+        )
         few = DECODED * PER_TASK
-        mine, theirs = (lambda: islice(read_episodes(top / "ours", True), DECODED)), (lambda: islice(peer(paths, ("jpg",)), DECODED))
+        mine, theirs = (
+            (lambda: islice(read_episodes(top / "ours", True), DECODED)),
+            (lambda: islice(peer(paths, ("jpg",)), DECODED)),
+        )
         found = {
-            "ratio_features": compare("features alone", lambda: read_episodes(top / "ours"), lambda: peer(paths, ()), pictures, args.rounds),
-            "ratio": compare("features and JPEG bytes", lambda: read_episodes(top / "ours", True), lambda: peer(paths, ("jpg",)), pictures, args.rounds),
-            "ratio_decoded": compare("features and decoded pictures, one thread each", lambda: decoded(mine()), lambda: decoded(theirs()), few, args.rounds),
-            "ratio_decoded_threads": compare(f"the same, {args.threads} decoding threads on our side", lambda: threaded(mine(), args.threads), lambda: decoded(theirs()), few, args.rounds),
+            "ratio_features": compare(
+                "features alone",
+                lambda: read_episodes(top / "ours"),
+                lambda: peer(paths, ()),
+                pictures,
+                args.rounds,
+            ),
+            "ratio": compare(
+                "features and JPEG bytes",
+                lambda: read_episodes(top / "ours", True),
+                lambda: peer(paths, ("jpg",)),
+                pictures,
+                args.rounds,
+            ),
+            "ratio_decoded": compare(
+                "features and decoded pictures, one thread each",
+                lambda: decoded(mine()),
+                lambda: decoded(theirs()),
+                few,
+                args.rounds,
+            ),
+            "ratio_decoded_threads": compare(
+                f"the same, {args.threads} decoding threads on our side",
+                lambda: threaded(mine(), args.threads),
+                lambda: decoded(theirs()),
+                few,
+                args.rounds,
+            ),
         }
-    print(json.dumps({name: round(value, 3) for name, value in found.items()} | {"writing": writing}))
+    print(
+        json.dumps({name: round(value, 3) for name, value in found.items()} | {"writing": writing})
+    )
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""Time of CoOp's tuning and evaluation on one dataset, against the loop that encodes every picture anew.
+"""Time of CoOp's tuning and evaluation on one dataset, against the loop that encodes every picture
+anew.
 
     python perf/tuning.py [--classes 4] [--epochs 2] [--tests 16]
 
-Both sides tune CoOp and CoOp with a regulator from the same start on the same prepared views, in the
-same order, with the same SGD and schedule, and measure accuracy after every epoch:
+Both sides tune CoOp and CoOp with a regulator from the same start on the same prepared views, in
+the same order, with the same SGD and schedule, and measure accuracy after every epoch:
 
-* `ours`: views and test pictures are encoded once (the benchmark stage), then `pipeline.gram.tune.tune`
-  on features, with texts cut at their end token.
-* `plain`: every picture goes through the tower, without a gradient, whenever it is used, and texts have
-  77 positions.
+* `ours`: views and test pictures are encoded once (the benchmark stage), then
+  `pipeline.gram.tune.tune` on features, with texts cut at their end token.
+* `plain`: every picture goes through the tower, without a gradient, whenever it is used, and texts
+  have 77 positions.
 
 What is shared: a seed's training views by both methods, the test pictures by all seeds, methods and
 epochs. Views of different seeds differ and are encoded for each.
 
-One seed is run, and the predictions of both sides are compared. The costs found (per picture, per epoch)
-are then put together for the whole protocol (`--protocol-epochs`, `--protocol-seeds`,
+One seed is run, and the predictions of both sides are compared. The costs found (per picture, per
+epoch) are then put together for the whole protocol (`--protocol-epochs`, `--protocol-seeds`,
 `--protocol-tests`). The last line is JSON:
 
 * `ratio`: whole protocol, all encoding included, accuracy after every epoch on both sides;
@@ -68,7 +69,9 @@ class Times:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Prepared pictures: views (epochs, n, 3, h, w) with labels (n,), and tests (m, 3, h, w) with test_labels (m,)."""
+    """Prepared pictures: views (epochs, n, 3, h, w) with labels (n,), and tests (m, 3, h, w)
+    with test_labels (m,).
+    """
 
     names: list[str]
     views: Tensor
@@ -80,7 +83,9 @@ class Dataset:
 def picture(label: int, random: np.random.Generator) -> Image.Image:
     """A noisy grating whose direction, width and colour belong to the class."""
     y, x = np.mgrid[:256, :256] / 256
-    wave = np.sin((8 + 6 * label) * (np.cos(label) * x + np.sin(label) * y) * np.pi + random.uniform(0, 6))
+    wave = np.sin(
+        (8 + 6 * label) * (np.cos(label) * x + np.sin(label) * y) * np.pi + random.uniform(0, 6)
+    )
     colour = 0.5 + 0.5 * np.cos(label + np.arange(3) * 2)
     pixels = 0.5 + 0.4 * wave[..., None] * colour + random.normal(0, 0.1, (256, 256, 3))
     return Image.fromarray((255 * pixels.clip(0, 1)).astype(np.uint8))
@@ -93,28 +98,59 @@ def dataset(backbone: Backbone, classes: int, epochs: int, tests: int) -> Datase
     opened = [picture(label, random) for label in labels]
     torch.manual_seed(SEED)
     views = torch.stack([torch.stack([augment(p) for p in opened]) for _ in range(epochs)])
-    return Dataset(NAMES[:classes], views, labels, torch.stack([augment(picture(label, random)) for label in test_labels]), test_labels)
+    return Dataset(
+        NAMES[:classes],
+        views,
+        labels,
+        torch.stack([augment(picture(label, random)) for label in test_labels]),
+        test_labels,
+    )
 
 
 def encode(backbone: Backbone, data: Dataset, times: Times) -> tuple[np.ndarray, Tensor]:
     """What the benchmark stage caches: (epochs, n, e) and (m, e) features."""
     with times.spent("encoding"):
-        views = image_features(backbone, data.views.flatten(0, 1), SETTINGS.batch).unflatten(0, data.views.shape[:2])
+        views = image_features(backbone, data.views.flatten(0, 1), SETTINGS.batch).unflatten(
+            0, data.views.shape[:2]
+        )
         return views.numpy(), image_features(backbone, data.tests, SETTINGS.batch)
 
 
-def ours(backbone: Backbone, theta: Tokens, phi: Phi, data: Dataset, views: np.ndarray, tests: Tensor, times: Times) -> np.ndarray:
+def ours(
+    backbone: Backbone,
+    theta: Tokens,
+    phi: Phi,
+    data: Dataset,
+    views: np.ndarray,
+    tests: Tensor,
+    times: Times,
+) -> np.ndarray:
     """(epochs, m) predictions after every epoch."""
     method = METHODS["coop"](backbone)
     with times.spent("training"):
-        states = tune(method, theta, phi, INNER.input_scale, data.names, views, data.labels, SETTINGS, SEED)
+        states = tune(
+            method, theta, phi, INNER.input_scale, data.names, views, data.labels, SETTINGS, SEED
+        )
     with times.spent("evaluation"), torch.no_grad():
         classes = method.prepare([data.names])
-        tokens = [{name: value.unsqueeze(0).to(backbone.device) for name, value in state.items()} for state in states]
-        return np.stack([method.logits(t, classes, tests.unsqueeze(0).to(backbone.device))[0].argmax(dim=-1).cpu().numpy() for t in tokens])
+        tokens = [
+            {name: value.unsqueeze(0).to(backbone.device) for name, value in state.items()}
+            for state in states
+        ]
+        return np.stack(
+            [
+                method.logits(t, classes, tests.unsqueeze(0).to(backbone.device))[0]
+                .argmax(dim=-1)
+                .cpu()
+                .numpy()
+                for t in tokens
+            ]
+        )
 
 
-def plain_predictions(plain: Plain, context: Tensor, text, tests: Tensor, times: Times) -> np.ndarray:
+def plain_predictions(
+    plain: Plain, context: Tensor, text, tests: Tensor, times: Times
+) -> np.ndarray:
     """(m,) predictions for (m, 3, h, w) test pictures, which are encoded for it."""
     with torch.no_grad():
         with times.spent("test encoding"):
@@ -128,7 +164,12 @@ def plain(backbone: Backbone, theta: Tokens, phi: Phi, data: Dataset, times: Tim
     model, order = Plain(backbone), np.random.default_rng(SEED)
     tokens = {name: value.clone().requires_grad_() for name, value in theta.items()}
     text = model.opened_text(data.names, len(theta["text"]))
-    optimiser = torch.optim.SGD(tokens.values(), lr=SETTINGS.lr, momentum=SETTINGS.momentum, weight_decay=SETTINGS.weight_decay)
+    optimiser = torch.optim.SGD(
+        tokens.values(),
+        lr=SETTINGS.lr,
+        momentum=SETTINGS.momentum,
+        weight_decay=SETTINGS.weight_decay,
+    )
     predictions = []
     for epoch, views in enumerate(data.views):
         optimiser.param_groups[0]["lr"] = learning_rate(epoch, len(data.views), SETTINGS)
@@ -137,7 +178,12 @@ def plain(backbone: Backbone, theta: Tokens, phi: Phi, data: Dataset, times: Tim
                 seen = model.features(views[rows])
             with times.spent("training"):
                 labels = torch.from_numpy(data.labels)[rows]
-                loss = F.cross_entropy(model.model.logit_scale.exp() * seen @ model.prompted_text(tokens["text"], *text).T, labels)
+                loss = F.cross_entropy(
+                    model.model.logit_scale.exp()
+                    * seen
+                    @ model.prompted_text(tokens["text"], *text).T,
+                    labels,
+                )
                 gradients = dict(zip(tokens, torch.autograd.grad(loss, list(tokens.values()))))
                 for name, g in inner_step(gradients, phi).items():
                     tokens[name].grad = g.detach()
@@ -163,7 +209,8 @@ class Protocol:
 
 def ratios(p: Protocol, data: Dataset, mine: Times, theirs: Times) -> dict[str, float]:
     """The ratios of this script's description, from the seconds that both methods together took."""
-    epochs, per_epoch = p.runs * p.epochs, p.methods * len(data.views)  # epochs of the protocol, and measured
+    # epochs of the protocol, and measured
+    epochs, per_epoch = p.runs * p.epochs, p.methods * len(data.views)
     encode_mine = mine.seconds["encoding"] / (data.views[..., 0, 0, 0].numel() + len(data.tests))
     train_picture = theirs.seconds["training encoding"] / (per_epoch * len(data.labels))
     test_picture = theirs.seconds["test encoding"] / (per_epoch * len(data.tests))
@@ -174,40 +221,95 @@ def ratios(p: Protocol, data: Dataset, mine: Times, theirs: Times) -> dict[str, 
     total = sum(text_theirs) + training + testing
     at_end = text_theirs[0] + training + (text_theirs[1] + testing) / p.epochs
     return {
-        "ratio": total / (sum(text_mine) + encoding), "ratio_one_evaluation": at_end / (sum(text_mine) + encoding),
-        "ratio_cached": total / sum(text_mine), "ratio_text_only": sum(text_theirs) / sum(text_mine),
+        "ratio": total / (sum(text_mine) + encoding),
+        "ratio_one_evaluation": at_end / (sum(text_mine) + encoding),
+        "ratio_cached": total / sum(text_mine),
+        "ratio_text_only": sum(text_theirs) / sum(text_mine),
         "ratio_measured": sum(theirs.seconds.values()) / sum(mine.seconds.values()),
-        "seconds_ours": sum(text_mine) + encoding, "seconds_ours_encoding": encoding, "seconds_plain": total,
+        "seconds_ours": sum(text_mine) + encoding,
+        "seconds_ours_encoding": encoding,
+        "seconds_plain": total,
     }
 
 
 def main() -> None:
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--classes", type=int, default=4, choices=range(2, len(NAMES) + 1, 2), help="even, so that an epoch is whole batches")
+    cli = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cli.add_argument(
+        "--classes",
+        type=int,
+        default=4,
+        choices=range(2, len(NAMES) + 1, 2),
+        help="even, so that an epoch is whole batches",
+    )
     cli.add_argument("--epochs", type=int, default=2)
     cli.add_argument("--tests", type=int, default=16, help="test pictures per class in the run")
     cli.add_argument("--protocol-epochs", type=int, default=10)
     cli.add_argument("--protocol-seeds", type=int, default=3)
-    cli.add_argument("--protocol-tests", type=int, default=50, help="test pictures per class in the protocol: 50 in ImageNet and SUN397")
+    cli.add_argument(
+        "--protocol-tests",
+        type=int,
+        default=50,
+        help="test pictures per class in the protocol: 50 in ImageNet and SUN397",
+    )
     cli.add_argument("--threads", type=int, default=torch.get_num_threads())
-    cli.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor seconds, for a machine that others use too; with --threads 1")
+    cli.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: processor seconds, for a machine that others use too; with --threads 1",
+    )
     args = cli.parse_args()
     torch.set_num_threads(args.threads)
     backbone = random_backbone("cpu")
     data = dataset(backbone, args.classes, args.epochs, args.tests)
-    theta, phi = ({name: value.detach() for name, value in part.items()} for part in start(backbone, "coop"))
-    print(f"ViT-B/16 of random weights, {args.classes} classes, {SHOTS} shots, {args.epochs} epochs, {len(data.tests)} test pictures, batch {SETTINGS.batch}, {args.threads} thread(s), {args.clock} clock")
+    theta, phi = (
+        {name: value.detach() for name, value in part.items()} for part in start(backbone, "coop")
+    )
+    print(
+        f"ViT-B/16 of random weights, {args.classes} classes, {SHOTS} shots, {args.epochs} "
+        f"epochs, {len(data.tests)} test pictures, batch {SETTINGS.batch}, {args.threads} "
+        f"thread(s), {args.clock} clock"
+    )
 
     mine, theirs, different = Times(args.clock), Times(args.clock), 0
     views, tests = encode(backbone, data, mine)
     for title, regulator in (("CoOp", {}), ("CoOp + regulator", phi)):
-        a, b = ours(backbone, theta, regulator, data, views, tests, mine), plain(backbone, theta, regulator, data, theirs)
+        a, b = (
+            ours(backbone, theta, regulator, data, views, tests, mine),
+            plain(backbone, theta, regulator, data, theirs),
+        )
         different += int((a != b).sum())
-        print(f"{title}: accuracy after the last epoch, ours {(a[-1] == data.test_labels).mean():.4f}, plain {(b[-1] == data.test_labels).mean():.4f}; predictions that differ, all epochs: {(a != b).sum()} of {a.size}", flush=True)
+        print(
+            f"{title}: accuracy after the last epoch, ours "
+            f"{(a[-1] == data.test_labels).mean():.4f}, plain "
+            f"{(b[-1] == data.test_labels).mean():.4f}; predictions that differ, all epochs: "
+            f"{(a != b).sum()} of {a.size}",
+            flush=True,
+        )
     for side, times in (("ours", mine), ("plain", theirs)):
-        print(f"{side}: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.seconds.items()))
-    found = ratios(Protocol(args.protocol_epochs, args.protocol_seeds, len(data.labels), args.classes * args.protocol_tests), data, mine, theirs)
-    print(json.dumps({name: round(value, 3) for name, value in found.items()} | {"different_predictions": different}))
+        print(
+            f"{side}: "
+            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.seconds.items())
+        )
+    found = ratios(
+        Protocol(
+            args.protocol_epochs,
+            args.protocol_seeds,
+            len(data.labels),
+            args.classes * args.protocol_tests,
+        ),
+        data,
+        mine,
+        theirs,
+    )
+    print(
+        json.dumps(
+            {name: round(value, 3) for name, value in found.items()}
+            | {"different_predictions": different}
+        )
+    )
 
 
 if __name__ == "__main__":

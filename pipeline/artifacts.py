@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 
 
-PARQUET = {"compression": "zstd", "write_page_checksum": True}  # a flipped bit is an error when it is read, not another number
+# a flipped bit is an error when it is read, not another number
+PARQUET = {"compression": "zstd", "write_page_checksum": True}
 
 
 @contextmanager
@@ -53,8 +54,8 @@ def resumable_folder(out: Path | str, print_of_inputs: str, publish: bool = True
 
     The work folder survives an interruption, and the next call with the same fingerprint finds what
     was finished in it. DVC deletes `out` before a stage runs; it does not know of the work folder.
-    Files inside must themselves be written with `replacing` or `write_table`. Of several processes that
-    share the work, one alone has `publish`.
+    Files inside must themselves be written with `replacing` or `write_table`. Of several processes
+    that share the work, one alone has `publish`.
     """
     out = Path(out)
     store = out.parent / ".partial"
@@ -98,13 +99,22 @@ def open_table(path: Path | str, schema: pa.Schema) -> pq.ParquetFile:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a complete Parquet file ({reason}); delete it and run `dvc repro` again") from None
+        raise InputError(
+            f"{path}: not a complete Parquet file ({reason}); delete it and run `dvc repro` again"
+        ) from None
     found = file.schema_arrow
     for field in schema:
         if field.name not in found.names:
-            raise InputError(f"{path}: has no column '{field.name}' (it has {', '.join(found.names)}); it was written by another version: delete it and run `dvc repro`")
+            raise InputError(
+                f"{path}: has no column '{field.name}' (it has {', '.join(found.names)}); it was "
+                "written by another version: delete it and run `dvc repro`"
+            )
         if found.field(field.name).type != field.type:
-            raise InputError(f"{path}: column '{field.name}' is {found.field(field.name).type}, expected {field.type}; it was written by another version: delete it and run `dvc repro`")
+            raise InputError(
+                f"{path}: column '{field.name}' is {found.field(field.name).type}, expected "
+                f"{field.type}; it was written by another version: delete it and run `dvc "
+                "repro`"
+            )
     return file
 
 
@@ -114,7 +124,9 @@ def naming_damage(path: Path | str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again") from None
+        raise InputError(
+            f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `dvc repro` again"
+        ) from None
 
 
 def read_table(path: Path | str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
@@ -128,11 +140,16 @@ def shard_paths(folder: Path | str, suffix: str = ".parquet") -> list[Path]:
     """The numbered shards of a folder in order; none at all is an InputError."""
     paths = sorted(p for p in Path(folder).glob(f"*{suffix}") if p.stem.isdigit())
     if not paths:
-        raise InputError(f"{folder}: holds no {suffix} shards; `dvc repro` (or the stage that writes them) makes them")
+        raise InputError(
+            f"{folder}: holds no {suffix} shards; `dvc repro` (or the stage that writes them) "
+            "makes them"
+        )
     return paths
 
 
-def read_shards(folder: Path | str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def read_shards(
+    folder: Path | str, schema: pa.Schema, columns: list[str] | None = None
+) -> pa.Table:
     return pa.concat_tables([read_table(p, schema, columns) for p in shard_paths(folder)])
 
 
@@ -145,7 +162,10 @@ def vector_dim(path: Path | str, column: str) -> int:
     """Length of the vectors in a column of a Parquet file, after `open_table`'s checks."""
     found = open_table(path, pa.schema([])).schema_arrow
     if column not in found.names or not pa.types.is_fixed_size_list(found.field(column).type):
-        raise InputError(f"{path}: has no column '{column}' of vectors; it was written by another version: delete it and run `dvc repro`")
+        raise InputError(
+            f"{path}: has no column '{column}' of vectors; it was written by another version: "
+            "delete it and run `dvc repro`"
+        )
     return found.field(column).type.list_size
 
 
@@ -157,13 +177,21 @@ def to_vectors(values: np.ndarray) -> pa.Array:
 
 def from_vectors(column: pa.ChunkedArray) -> np.ndarray:
     """Arrow column of float16 vectors → (n, d) float32 array."""
-    chunks = [np.asarray(c.flatten()).reshape(-1, c.type.list_size) for c in column.chunks if len(c)]
-    return np.concatenate(chunks).astype(np.float32) if chunks else np.zeros((0, column.type.list_size), np.float32)
+    chunks = [
+        np.asarray(c.flatten()).reshape(-1, c.type.list_size) for c in column.chunks if len(c)
+    ]
+    return (
+        np.concatenate(chunks).astype(np.float32)
+        if chunks
+        else np.zeros((0, column.type.list_size), np.float32)
+    )
 
 
 def write_json(values: Any, path: Path | str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: Path | str) -> Any:
@@ -172,4 +200,6 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: missing; `dvc repro` makes it") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); delete it and run `dvc repro` again") from None
+        raise InputError(
+            f"{path}: not valid JSON ({error}); delete it and run `dvc repro` again"
+        ) from None

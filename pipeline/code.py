@@ -1,7 +1,7 @@
 """Which of the project's code a stage script runs, and a digest of it, read from the source text.
 
-A stage depends on its script's digest, not on some forty files one by one: DVC reads and writes `dvc.lock`
-as a whole for every stage that it runs, and those entries were two thirds of it.
+A stage depends on its script's digest, not on some forty files one by one: DVC reads and writes
+`dvc.lock` as a whole for every stage that it runs, and those entries were two thirds of it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What only watches: records and MLflow are told of results and cannot change one, so that an edit there
-# leaves three million embeddings alone.
+# What only watches: records and MLflow are told of results and cannot change one, so that an edit
+# there leaves three million embeddings alone.
 WATCHING = "pipeline/tracking/"
 
 
@@ -31,16 +31,22 @@ def _imports(path: Path) -> frozenset[str]:
 
 @cache
 def _files(module: str) -> frozenset[Path]:
-    """The module's own file and the __init__ of every package above it, as far as they are the project's."""
+    """The module's own file and the __init__ of every package above it, as far as they are the
+    project's.
+    """
     parts, found = module.split("."), set()
     for depth in range(1, len(parts) + 1):
         base = ROOT.joinpath(*parts[:depth])
-        found |= {path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()}
+        found |= {
+            path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()
+        }
     return frozenset(found)
 
 
 def closure(script: Path) -> list[str]:
-    """The files that a script imports, directly or not, in functions too: relative to the repository, sorted, without the script itself."""
+    """The files that a script imports, directly or not, in functions too: relative to the
+    repository, sorted, without the script itself.
+    """
     waiting, seen = [script], set()
     while waiting:
         for module in _imports(waiting.pop()):
@@ -56,11 +62,19 @@ def closure(script: Path) -> list[str]:
 def _digest(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 
 def digests(script: Path) -> dict[str, str]:
-    """SHA-256 of the script and of every file of its closure, as they act: comments, docstrings and layout do not count."""
-    return {name: _digest(ROOT / name) for name in [script.relative_to(ROOT).as_posix(), *closure(script)]}
+    """SHA-256 of the script and of every file of its closure, as they act: comments, docstrings
+    and layout do not count.
+    """
+    return {
+        name: _digest(ROOT / name)
+        for name in [script.relative_to(ROOT).as_posix(), *closure(script)]
+    }

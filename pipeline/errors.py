@@ -2,4 +2,6 @@
 
 
 class InputError(Exception):
-    """Something outside the program is wrong. The message names the file, key or row and the remedy."""
+    """Something outside the program is wrong. The message names the file, key or row and the
+    remedy.
+    """

@@ -1,9 +1,11 @@
-"""Git's merge of `dvc.lock`, stage by stage: two branches that ran different stages need no hand work.
+"""Git's merge of `dvc.lock`, stage by stage: two branches that ran different stages need no hand
+work.
 
-    git config merge.dvc-lock.driver "python -m pipeline.merge_lock %O %A %B"      # `make team` does it
+    git config merge.dvc-lock.driver "python -m pipeline.merge_lock %O %A %B"      # `make team`
+    does it
 
-A stage that both sides ran with different outcome keeps ours: neither is the outcome of the merged inputs, so
-`dvc repro` finds it stale and runs it.
+A stage that both sides ran with different outcome keeps ours: neither is the outcome of the merged
+inputs, so `dvc repro` finds it stale and runs it.
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ from pipeline.errors import InputError
 from pipeline.params import read_yaml
 
 
-def merge_stages(base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The stages of the merged lock, and the names of those that both sides changed, each in its own way."""
+def merge_stages(
+    base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The stages of the merged lock, and the names of those that both sides changed, each in its
+    own way.
+    """
     merged, both = {}, []
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         before, mine, other = (side.get(name) for side in (base, ours, theirs))
@@ -46,7 +52,10 @@ def main() -> None:
     except (InputError, KeyError) as error:
         sys.exit(f"merge_lock: error: {error}; take one side and run `dvc repro`")
     if both:
-        print(f"dvc.lock: {len(both)} stages ran on both sides ({', '.join(both)}); `dvc repro` runs them on what is merged")
+        print(
+            f"dvc.lock: {len(both)} stages ran on both sides ({', '.join(both)}); `dvc repro` "
+            "runs them on what is merged"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Searches among normalised vectors: exact while that is cheap, approximate with a measured recall beyond."""
+"""Searches among normalised vectors: exact while that is cheap, approximate with a measured
+recall beyond.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,11 @@ def share_found(true: np.ndarray, found: np.ndarray) -> float:
     return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(true, found)]))
 
 
-def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tuple[faiss.Index, float]:
-    """An inverted file over (n, d) normalised rows that looks into as few cells as reach the recall.
+def cell_index(
+    vectors: np.ndarray, count: int, recall: float, seed: int
+) -> tuple[faiss.Index, float]:
+    """An inverted file over (n, d) normalised rows that looks into as few cells as reach the
+    recall.
 
     Recall: share of the true `count` nearest rows that are found, over a sample of rows.
 
@@ -38,7 +43,8 @@ def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tup
     n, d = vectors.shape
     cells = int(4 * n**0.5)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1  # 1: no warning
+    # 1: no warning
+    index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1
     index.train(vectors)
     index.add(vectors)
     rows, true = probes(vectors, count, seed)
@@ -48,12 +54,19 @@ def cell_index(vectors: np.ndarray, count: int, recall: float, seed: int) -> tup
         if reached >= recall:
             return index, reached
         if index.nprobe == cells:
-            raise InputError(f"no approximate search over {n} rows reaches a recall of {recall}; raise this stage's 'exact_up_to', or lower its 'recall'")
+            raise InputError(
+                f"no approximate search over {n} rows reaches a recall of {recall}; raise this "
+                "stage's 'exact_up_to', or lower its 'recall'"
+            )
         index.nprobe = min(index.nprobe + index.nprobe // 4 + 1, cells)
 
 
-def search_index(vectors: np.ndarray, count: int, exact_up_to: int, recall: float, seed: int) -> tuple[faiss.Index, float]:
-    """An index over (n, d) normalised rows, and its recall: exact (1.0) up to `exact_up_to` rows."""
+def search_index(
+    vectors: np.ndarray, count: int, exact_up_to: int, recall: float, seed: int
+) -> tuple[faiss.Index, float]:
+    """An index over (n, d) normalised rows, and its recall: exact (1.0) up to `exact_up_to`
+    rows.
+    """
     if len(vectors) > exact_up_to:
         return cell_index(vectors, count, recall, seed)
     return exact_index(vectors), 1.0

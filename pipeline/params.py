@@ -1,7 +1,8 @@
 """Reads `params.yaml`, checks it and hands a stage the keys that it declares, and no others.
 
-The typed sections live in the rooms that use them (`pipeline/<room>/params.py`), so that a new knob in
-one room leaves the other rooms' stages up to date. `pipeline/schema.py` joins them for a whole-file check.
+The typed sections live in the rooms that use them (`pipeline/<room>/params.py`), so that a new knob
+in one room leaves the other rooms' stages up to date. `pipeline/schema.py` joins them for a
+whole-file check.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import InputError
 
-# Every name that params.yaml may hold at its top, generated from pipeline/schema.py. It is data, not a
-# module: it changes no result, so no stage depends on it.
+# Every name that params.yaml may hold at its top, generated from pipeline/schema.py. It is data,
+# not a module: it changes no result, so no stage depends on it.
 JSON_SCHEMA = Path(__file__).with_name("params.schema.json")
 
 
@@ -34,11 +35,16 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     try:
         values = YAML(typ="safe").load(Path(path))
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; give the parameter file with --params") from None
+        raise InputError(
+            f"{path}: there is no such file; give the parameter file with --params"
+        ) from None
     except YAMLError as error:
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no `key: value` lines; copy profiles/ or the repository's own params.yaml")
+        raise InputError(
+            f"{path}: holds no `key: value` lines; copy profiles/ or the repository's own "
+            "params.yaml"
+        )
     return values
 
 
@@ -70,11 +76,19 @@ def validate(kind: Any, value: Any, key: str, path: Path | str) -> Any:
         for problem in error.errors():
             place = ".".join([key, *map(str, problem["loc"])]).strip(".")
             if problem["type"] == "extra_forbidden":
-                lines.append(f"{path}: unknown parameter '{place}'{did_you_mean(str(problem['loc'][-1]), _fields(kind, problem['loc'][:-1]))}")
+                lines.append(
+                    f"{path}: unknown parameter "
+                    f"'{place}'{did_you_mean(str(problem['loc'][-1]), _fields(kind, problem['loc'][:-1]))}"
+                )
             elif problem["type"] == "missing":
-                lines.append(f"{path}: parameter '{place}' is missing; add it (the repository's params.yaml shows one)")
+                lines.append(
+                    f"{path}: parameter '{place}' is missing; add it (the repository's "
+                    "params.yaml shows one)"
+                )
             else:
-                lines.append(f"{path}: parameter '{place}': {problem['msg']}, but it is {problem['input']!r}")
+                lines.append(
+                    f"{path}: parameter '{place}': {problem['msg']}, but it is {problem['input']!r}"
+                )
         raise InputError("\n".join(lines)) from None
 
 
@@ -98,7 +112,9 @@ def read_so_far() -> dict[str, Any]:
     return dict(_read)
 
 
-def load_params(path: Path | str, reads: dict[str, tuple[str, Any]], **names: str) -> SimpleNamespace:
+def load_params(
+    path: Path | str, reads: dict[str, tuple[str, Any]], **names: str
+) -> SimpleNamespace:
     """The declared parameters of one stage, validated.
 
     Args:

@@ -1,7 +1,8 @@
 """The whole of params.yaml, joined from the rooms' sections.
 
     python -m pipeline.schema params.yaml             # check a file; exit 1 and say what is wrong
-    python -m pipeline.schema --write                 # renew params.schema.json after changing a section
+    python -m pipeline.schema --write                 # renew params.schema.json after changing a
+    section
 
 No stage imports this module, so a new knob reruns only the stages that read it.
 """
@@ -80,21 +81,37 @@ class Params(Section):
             methods, kinds = owner.methods, [*owner.episodes, *owner.labelled]
             both = set(owner.episodes) & set(owner.labelled)
             if both:
-                raise ValueError(f"'{min(both)}' stands under {place}episodes and {place}labelled; give one of them another name")
+                raise ValueError(
+                    f"'{min(both)}' stands under {place}episodes and {place}labelled; give one of "
+                    "them another name"
+                )
             for name, method in methods.meta.items():
                 if method.episodes not in kinds:
-                    raise ValueError(f"{place}methods.meta.{name}.episodes is '{method.episodes}', which is no entry of '{place}episodes' or '{place}labelled' ({', '.join(kinds)})")
+                    raise ValueError(
+                        f"{place}methods.meta.{name}.episodes is '{method.episodes}', which is no "
+                        f"entry of '{place}episodes' or '{place}labelled' "
+                        f"({', '.join(kinds)})"
+                    )
             tables = [table for table in ("zero_shot", "direct", "meta") if hasattr(methods, table)]
             for one, other in itertools.combinations(tables, 2):
                 both = set(getattr(methods, one)) & set(getattr(methods, other))
                 if both:
-                    raise ValueError(f"method '{min(both)}' stands under {place}methods.{one} and {place}methods.{other}; give one of them another name")
+                    raise ValueError(
+                        f"method '{min(both)}' stands under {place}methods.{one} and "
+                        f"{place}methods.{other}; give one of them another name"
+                    )
         for prompt in self.tuning.batch_of:
             if prompt not in get_args(Prompt):
-                raise ValueError(f"tuning.batch_of names '{prompt}', which is no kind of prompt ({', '.join(get_args(Prompt))})")
+                raise ValueError(
+                    f"tuning.batch_of names '{prompt}', which is no kind of prompt "
+                    f"({', '.join(get_args(Prompt))})"
+                )
         for seed in self.few_shot.seeds:
             if seed not in self.few_shot.draws:
-                raise ValueError(f"few_shot.seeds has {seed}, which is none of 'few_shot.draws' ({', '.join(map(str, self.few_shot.draws))})")
+                raise ValueError(
+                    f"few_shot.seeds has {seed}, which is none of 'few_shot.draws' "
+                    f"({', '.join(map(str, self.few_shot.draws))})"
+                )
         for name, protocols in self.protocols.items():
             self._has_shots(f"protocols.{name}.base_to_new", name, "base", protocols.base_to_new)
             self._has_shots(f"protocols.{name}.all_classes", name, "all", protocols.all_classes)
@@ -103,22 +120,35 @@ class Params(Section):
                     self._is_benchmark(f"protocols.{name}.{kind}", target)
         for name in self.study.benchmarks:
             self._has_shots("study.benchmarks", name, "base", [self.study.shots])
-        for place, pairs, methods in (("study.pairs", self.study.pairs, self.study.methods), ("report.pairs", self.report.pairs, self.methods)):
+        for place, pairs, methods in (
+            ("study.pairs", self.study.pairs, self.study.methods),
+            ("report.pairs", self.report.pairs, self.methods),
+        ):
             known = methods.titles()
             for name in itertools.chain(*pairs):
                 if name not in known:
-                    raise ValueError(f"{place} names '{name}', which is no entry of '{'study.' if place.startswith('study') else ''}methods' ({', '.join(sorted(known))})")
+                    raise ValueError(
+                        f"{place} names '{name}', which is no entry of "
+                        f"'{'study.' if place.startswith('study') else ''}methods' "
+                        f"({', '.join(sorted(known))})"
+                    )
         return self
 
     def _is_benchmark(self, place: str, name: str) -> None:
         if name not in self.benchmarks:
-            raise ValueError(f"{place} names '{name}', which is no entry of 'benchmarks' ({', '.join(self.benchmarks)})")
+            raise ValueError(
+                f"{place} names '{name}', which is no entry of 'benchmarks' "
+                f"({', '.join(self.benchmarks)})"
+            )
 
     def _has_shots(self, place: str, name: str, classes: str, wanted: list[int]) -> None:
         self._is_benchmark(place, name)
         for shots in wanted:
             if shots not in getattr(self.benchmarks[name].shots, classes):
-                raise ValueError(f"{place} asks for {shots} shots, but 'benchmarks.{name}.shots.{classes}' does not list them; add {shots} there")
+                raise ValueError(
+                    f"{place} asks for {shots} shots, but 'benchmarks.{name}.shots.{classes}' "
+                    f"does not list them; add {shots} there"
+                )
 
 
 def check(path: Path | str) -> Params:

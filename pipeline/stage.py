@@ -20,8 +20,15 @@ from pipeline.tracking import journal, record
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """The stage's own docstring as help; `--params` and `--metrics` are common to all."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (default: %(default)s)")
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        help="parameter file (default: %(default)s)",
+    )
     made.add_argument("--metrics", type=Path, help="where to write the stage's figures as JSON")
     return made
 
@@ -40,7 +47,9 @@ def warn(message: str) -> None:
 
 
 def workers(variable: str) -> int:
-    """How many work at once: an environment variable, as it changes no result; by default the number of cores."""
+    """How many work at once: an environment variable, as it changes no result; by default the
+    number of cores.
+    """
     return int(os.environ.get(variable, os.cpu_count() or 1))
 
 
@@ -56,9 +65,10 @@ def _interrupt(number: int, _frame: Any) -> None:
 def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bool = False) -> None:
     """Runs a stage's `main` and ends the process.
 
-    `main` returns (closing words, figures, where the figures go). Bad input prints one clear message
-    and exits 1; an interruption exits 130, so that DVC never records a half-done stage. What DVC runs
-    leaves a record of what it ran with; with `tracked`, it is a run in MLflow too (docs/tracking.md).
+    `main` returns (closing words, figures, where the figures go). Bad input prints one clear
+    message and exits 1; an interruption exits 130, so that DVC never records a half-done stage.
+    What DVC runs leaves a record of what it ran with; with `tracked`, it is a run in MLflow too
+    (docs/tracking.md).
     """
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -77,7 +87,10 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
         print(f"{name}: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         code, status = 130, journal.STOPPED
-        print(f"{name}: interrupted; finished parts are kept and the next run goes on from them", file=sys.stderr)
+        print(
+            f"{name}: interrupted; finished parts are kept and the next run goes on from them",
+            file=sys.stderr,
+        )
     except BaseException:
         status = journal.FAILED
         raise

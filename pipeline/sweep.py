@@ -1,12 +1,14 @@
-"""Values in, one table out: queues an experiment for every combination, and puts their results side by side.
+"""Values in, one table out: queues an experiment for every combination, and puts their results side
+by side.
 
     python -m pipeline.sweep queue alpha inner_lr=0.1,0.5,1.0 seed=1,2,3
     dvc queue start --jobs 2
     python -m pipeline.sweep table alpha
 
-`queue` checks every combination first, so that a misspelt key or a value out of range costs a second and not a
-night. Lists of values are DVC's own (`dvc exp run -S`): 1,2,3 or range(1,4). What follows `--` goes to `dvc exp run`,
-`--pull --allow-missing` for instance. `table` averages over seeds and gives their standard deviation.
+`queue` checks every combination first, so that a misspelt key or a value out of range costs a
+second and not a night. Lists of values are DVC's own (`dvc exp run -S`): 1,2,3 or range(1,4). What
+follows `--` goes to `dvc exp run`, `--pull --allow-missing` for instance. `table` averages over
+seeds and gives their standard deviation.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def check_combination(changes: list[str], params: Path) -> None:
             apply_overrides(changed, changes)
             check(changed)
         except (DvcException, InputError) as error:
-            raise InputError(f"{', '.join(changes)}: {str(error).replace(changed, str(params))}") from None
+            raise InputError(
+                f"{', '.join(changes)}: {str(error).replace(changed, str(params))}"
+            ) from None
 
 
 def queue(name: str, changes: list[str], passed_on: list[str]) -> int:
@@ -82,12 +86,16 @@ def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     """Nested mappings with dotted keys; anything else stays a value."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        found |= (
+            flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        )
     return found
 
 
 def experiments(name: str, shown: list[dict]) -> list[dict[str, Any]]:
-    """name, state, parameters and figures of the experiments of a sweep, from `dvc exp show --json`."""
+    """name, state, parameters and figures of the experiments of a sweep, from `dvc exp show
+    --json`.
+    """
     found = []
     for experiment in itertools.chain.from_iterable(base["experiments"] or [] for base in shown):
         prefix, _, number = (experiment["name"] or "").rpartition("-")
@@ -96,52 +104,88 @@ def experiments(name: str, shown: list[dict]) -> list[dict[str, Any]]:
         data = experiment["revs"][0]["data"] or {}
         parameters = data.get("params", {}).get(PARAMS.name, {}).get("data", {})
         state = (experiment["executor"] or {}).get("state", "success")
-        figures = data.get("metrics", {}).get(RESULTS, {}).get("data", {}) if state == "success" else {}
-        found.append({"name": experiment["name"], "state": state, "parameters": flat(parameters), "figures": flat(figures)})
+        figures = (
+            data.get("metrics", {}).get(RESULTS, {}).get("data", {}) if state == "success" else {}
+        )
+        found.append(
+            {
+                "name": experiment["name"],
+                "state": state,
+                "parameters": flat(parameters),
+                "figures": flat(figures),
+            }
+        )
     return sorted(found, key=lambda e: int(e["name"].rpartition("-")[2]))
 
 
 def varying(rows: Iterable[dict[str, Any]]) -> list[str]:
     """The keys whose values are not the same in all rows."""
     rows = list(rows)
-    return [key for key in dict.fromkeys(itertools.chain(*rows)) if len({json.dumps(row.get(key)) for row in rows}) > 1]
+    return [
+        key
+        for key in dict.fromkeys(itertools.chain(*rows))
+        if len({json.dumps(row.get(key)) for row in rows}) > 1
+    ]
 
 
 def tabulate(found: list[dict[str, Any]], over: list[str]) -> tuple[list[str], pl.DataFrame]:
-    """One row per setting of what was swept, apart from `over`: number of runs, mean and standard deviation of every figure that varies.
+    """One row per setting of what was swept, apart from `over`: number of runs, mean and standard
+    deviation of every figure that varies.
 
     Returns:
-        The swept keys, and a table of these, `runs`, and for every figure `<figure>` and `<figure>_sd`.
+        The swept keys, and a table of these, `runs`, and for every figure `<figure>` and
+        `<figure>_sd`.
     """
     done = [e for e in found if e["figures"]]
     swept = [key for key in varying(e["parameters"] for e in done) if key not in over]
     figures = varying(e["figures"] for e in done) or list(done[0]["figures"])
-    rows = [{key: json.dumps(e["parameters"].get(key)) for key in swept} | {figure: e["figures"].get(figure) for figure in figures} for e in done]
+    rows = [
+        {key: json.dumps(e["parameters"].get(key)) for key in swept}
+        | {figure: e["figures"].get(figure) for figure in figures}
+        for e in done
+    ]
     table = pl.DataFrame(rows, infer_schema_length=None)
-    spread = [made for figure in figures for made in (pl.col(figure).mean(), pl.col(figure).std().alias(f"{figure}_sd"))]
+    spread = [
+        made
+        for figure in figures
+        for made in (pl.col(figure).mean(), pl.col(figure).std().alias(f"{figure}_sd"))
+    ]
     if not swept:
         return swept, table.select(pl.len().alias("runs"), *spread)
     return swept, table.group_by(swept, maintain_order=True).agg(pl.len().alias("runs"), *spread)
 
 
 def show(name: str, over: list[str], revision: str, out: Path | None) -> None:
-    done = subprocess.run(["dvc", "exp", "show", "--json", "--rev", revision], capture_output=True, text=True)
+    done = subprocess.run(
+        ["dvc", "exp", "show", "--json", "--rev", revision], capture_output=True, text=True
+    )
     if done.returncode:
         raise InputError(f"'dvc exp show' failed: {done.stderr.strip()}")
     found = experiments(name, json.loads(done.stdout))
     if not any(e["figures"] for e in found):
-        states = ", ".join(f"{e['name']}: {e['state']}" for e in found) or f"there is none that began at {revision}"
-        raise InputError(f"'{name}': no experiment has results ({states}); `dvc queue start` works on what is queued, --rev names where they began")
+        states = (
+            ", ".join(f"{e['name']}: {e['state']}" for e in found)
+            or f"there is none that began at {revision}"
+        )
+        raise InputError(
+            f"'{name}': no experiment has results ({states}); `dvc queue start` works on what is "
+            "queued, --rev names where they began"
+        )
     for experiment in found:
         if not experiment["figures"]:
             warn(f"{experiment['name']} is not in the table: {experiment['state']}")
     swept, table = tabulate(found, over)
-    printed = Table(title=f"{name}: top-1 in percent, mean ± standard deviation over {', '.join(over)}")
+    printed = Table(
+        title=f"{name}: top-1 in percent, mean ± standard deviation over {', '.join(over)}"
+    )
     figures = [c for c in table.columns if f"{c}_sd" in table.columns]
     for column in [*swept, "runs", *figures]:
         printed.add_column(column, justify="right")
     for row in table.iter_rows(named=True):
-        cells = [f"{row[f]:.2f}" + (f" ± {row[f'{f}_sd']:.2f}" if row[f"{f}_sd"] is not None else "") for f in figures]
+        cells = [
+            f"{row[f]:.2f}" + (f" ± {row[f'{f}_sd']:.2f}" if row[f"{f}_sd"] is not None else "")
+            for f in figures
+        ]
         printed.add_row(*(row[key] for key in swept), str(row["runs"]), *cells)
     Console().print(printed)
     if out:
@@ -152,21 +196,34 @@ def show(name: str, over: list[str], revision: str, out: Path | None) -> None:
 def main() -> None:
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = cli.add_subparsers(dest="command", required=True)
     queued = commands.add_parser("queue", help="queue an experiment for every combination")
     queued.add_argument("name", help="experiments will be called NAME-1, NAME-2 …")
     queued.add_argument("changes", nargs="+", metavar="KEY=V1,V2", help="values of a parameter")
     shown = commands.add_parser("table", help="results of a sweep, averaged over seeds")
     shown.add_argument("name")
-    shown.add_argument("--over", nargs="+", default=["seed"], metavar="KEY", help="what is averaged over (default: seed)")
-    shown.add_argument("--rev", default="HEAD", help="commit that the sweep began at (default: %(default)s)")
+    shown.add_argument(
+        "--over",
+        nargs="+",
+        default=["seed"],
+        metavar="KEY",
+        help="what is averaged over (default: seed)",
+    )
+    shown.add_argument(
+        "--rev", default="HEAD", help="commit that the sweep began at (default: %(default)s)"
+    )
     shown.add_argument("--out", type=Path, help="CSV file")
     args = cli.parse_args(words[:cut])
     try:
         if args.command == "queue":
             count = queue(args.name, args.changes, words[cut + 1 :])
-            print(f"{count} experiments queued as {args.name}-1 …; `dvc queue start --jobs 2` works on them")
+            print(
+                f"{count} experiments queued as {args.name}-1 …; `dvc queue start --jobs 2` works "
+                "on them"
+            )
         else:
             show(args.name, args.over, args.rev, args.out)
     except InputError as error:

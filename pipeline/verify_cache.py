@@ -1,8 +1,10 @@
-"""Are the files in DVC's cache what their names say? Damaged ones are removed, so that DVC restores them.
+"""Are the files in DVC's cache what their names say? Damaged ones are removed, so that DVC restores
+them.
 
     python -m pipeline.verify_cache
 
-DVC hashes a file when it comes and trusts it from then on: a bit that flips on a disk later would be used, and pushed.
+DVC hashes a file when it comes and trusts it from then on: a bit that flips on a disk later would
+be used, and pushed.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ def names_of(store: Path, lock: Path) -> dict[str, str]:
             listing = store / out["md5"][:2] / out["md5"][2:]
             if out["md5"].endswith(".dir") and listing.is_file():
                 try:
-                    names |= {entry["md5"]: f"{out['path']}/{entry['relpath']}" for entry in json.loads(listing.read_text())}
+                    names |= {
+                        entry["md5"]: f"{out['path']}/{entry['relpath']}"
+                        for entry in json.loads(listing.read_text())
+                    }
                 except json.JSONDecodeError:
                     pass  # the listing itself is damaged, and named as such
     return names
@@ -55,12 +60,19 @@ def main() -> None:
     found = list(damaged(store))
     for path in found:
         digest = path.parent.name + path.name
-        print(f"verify_cache: {names.get(digest, 'of another state')} is damaged in the cache ({digest}); removed", file=sys.stderr)
+        print(
+            f"verify_cache: {names.get(digest, 'of another state')} is damaged in the cache "
+            f"({digest}); removed",
+            file=sys.stderr,
+        )
         path.chmod(0o644)
         path.unlink()
     if found:
         sys.exit("verify_cache: `dvc pull --force` or `dvc repro` restores them")
-    print(f"{sum(1 for _ in store.glob('[0-9a-f][0-9a-f]/*'))} files in {store}, all as their names say")
+    print(
+        f"{sum(1 for _ in store.glob('[0-9a-f][0-9a-f]/*'))} files in {store}, all as their names "
+        "say"
+    )
 
 
 if __name__ == "__main__":

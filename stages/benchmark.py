@@ -1,10 +1,11 @@
-"""Reads a labelled benchmark, fixes its halves and few-shot draws, and caches the features of every view.
+"""Reads a labelled benchmark, fixes its halves and few-shot draws, and caches the features of every
+view.
 
     python stages/benchmark.py --name animals --out data/benchmarks/animals
 
-samples.parquet: every picture; test.parquet: features of the test pictures; views.parquet: features of
-the drawn pictures, one augmented view per draw and epoch; pictures.parquet: the files of both, for
-methods that put tokens beside a picture's patches. All methods and seeds share them.
+samples.parquet: every picture; test.parquet: features of the test pictures; views.parquet: features
+of the drawn pictures, one augmented view per draw and epoch; pictures.parquet: the files of both,
+for methods that put tokens beside a picture's patches. All methods and seeds share them.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -38,27 +39,47 @@ READS = {
 def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of `benchmarks:`")
-    cli.add_argument("--out", type=Path, required=True, help="folder for samples, test features, views and pictures")
+    cli.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for samples, test features, views and pictures",
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     dataset = read_benchmark(p.benchmark.layout, p.benchmark.path, p.benchmark.domains)
     samples, pictures = pl.from_arrow(dataset.samples), dataset.pictures
     train, test = (samples.filter(pl.col("split") == split) for split in ("train", "test"))
-    wanted = [(classes, shots, seed) for classes, numbers in p.benchmark.shots for shots in numbers for seed in p.draws]
+    wanted = [
+        (classes, shots, seed)
+        for classes, numbers in p.benchmark.shots
+        for shots in numbers
+        for seed in p.draws
+    ]
     if wanted and not len(train):
-        raise InputError(f"{p.benchmark.path}: has no training pictures, but 'benchmarks.{args.name}.shots' asks for draws of them; remove it, or add train/")
+        raise InputError(
+            f"{p.benchmark.path}: has no training pictures, but 'benchmarks.{args.name}.shots' "
+            "asks for draws of them; remove it, or add train/"
+        )
     if wanted:
         most = max(shots for _, shots, _ in wanted)
         fewest = train.group_by("name").len().sort("len", "name").row(0)
         if fewest[1] < most:
-            warn(f"{p.benchmark.path}: class '{fewest[0]}' has {fewest[1]} training pictures, fewer than the {most} of 'benchmarks.{args.name}.shots'; all are taken")
+            warn(
+                f"{p.benchmark.path}: class '{fewest[0]}' has {fewest[1]} training pictures, "
+                f"fewer than the {most} of 'benchmarks.{args.name}.shots'; all are taken"
+            )
 
     backbone = load_backbone(p.backbone.path)
     write_table(dataset.samples, args.out / "samples.parquet", SAMPLES)
     write_json({"split": dataset.split}, args.out / "about.json")
     features = encode_test(backbone, pictures, test["file"].to_list(), progress)
     columns = [test["index"].to_arrow(), to_vectors(features)]
-    write_table(pa.table(columns, schema=test_schema(backbone.dim)), args.out / "test.parquet", test_schema(backbone.dim))
+    write_table(
+        pa.table(columns, schema=test_schema(backbone.dim)),
+        args.out / "test.parquet",
+        test_schema(backbone.dim),
+    )
 
     schema, parts, shown = views_schema(backbone.dim), [], set(test["index"])
     for classes, shots, seed in wanted:
@@ -69,16 +90,45 @@ def main():
         epochs, count, dim = views.shape
         n = epochs * count
         columns = [
-            [classes] * n, np.full(n, shots, np.int32), np.full(n, seed, np.int32), np.repeat(np.arange(epochs, dtype=np.int32), count),
-            np.tile(drawn["index"].to_numpy(), epochs), to_vectors(views.reshape(-1, dim)),
+            [classes] * n,
+            np.full(n, shots, np.int32),
+            np.full(n, seed, np.int32),
+            np.repeat(np.arange(epochs, dtype=np.int32), count),
+            np.tile(drawn["index"].to_numpy(), epochs),
+            to_vectors(views.reshape(-1, dim)),
         ]
-        parts.append(pa.table([c if isinstance(c, pa.Array) else pa.array(c) for c in columns], schema=schema))
-    write_table(pa.concat_tables(parts) if parts else schema.empty_table(), args.out / "views.parquet", schema)
+        parts.append(
+            pa.table(
+                [c if isinstance(c, pa.Array) else pa.array(c) for c in columns], schema=schema
+            )
+        )
+    write_table(
+        pa.concat_tables(parts) if parts else schema.empty_table(),
+        args.out / "views.parquet",
+        schema,
+    )
     files = samples.filter(pl.col("index").is_in(sorted(shown))).sort("index")
-    groups = (pa.table([part["index"].to_arrow(), pa.array([pictures.read(f) for f in part["file"]], pa.binary())], schema=PICTURES) for part in files.iter_slices(1000))
+    groups = (
+        pa.table(
+            [
+                part["index"].to_arrow(),
+                pa.array([pictures.read(f) for f in part["file"]], pa.binary()),
+            ],
+            schema=PICTURES,
+        )
+        for part in files.iter_slices(1000)
+    )
     write_parts(groups, args.out / "pictures.parquet", PICTURES)
-    counts = {"classes": samples["label"].n_unique(), "train": len(train), "test": len(test), "views": sum(map(len, parts))}
-    words = f"{args.name}: {counts['classes']} classes, {counts['train']} training and {counts['test']} test pictures; {counts['views']} training views of {len(wanted)} draws"
+    counts = {
+        "classes": samples["label"].n_unique(),
+        "train": len(train),
+        "test": len(test),
+        "views": sum(map(len, parts)),
+    }
+    words = (
+        f"{args.name}: {counts['classes']} classes, {counts['train']} training and "
+        f"{counts['test']} test pictures; {counts['views']} training views of {len(wanted)} draws"
+    )
     return words, counts, args.metrics
 
 

@@ -1,6 +1,7 @@
-"""Reads the caption–URL table of the source (fetched first, if `source.obtain` says so), checks every row and gives each a key.
+"""Reads the caption–URL table of the source (fetched first, if `source.obtain` says so), checks
+every row and gives each a key.
 
-    python stages/captions.py --out data/captions.parquet
+python stages/captions.py --out data/captions.parquet
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -28,7 +29,11 @@ def main():
         obtain(path, p.source.obtain)
     table, counts = read_captions(p.source)
     write_table(table, args.out, CAPTIONS)
-    words = f"{counts['captions']} captions; {counts['repeated_rows']} repeated rows and {counts['bad_rows']} bad rows left out, {counts['not_utf8']} read as Windows-1252, {counts['mended']} mended"
+    words = (
+        f"{counts['captions']} captions; {counts['repeated_rows']} repeated rows and "
+        f"{counts['bad_rows']} bad rows left out, {counts['not_utf8']} read as Windows-1252, "
+        f"{counts['mended']} mended"
+    )
     return words, counts, args.metrics
 
 

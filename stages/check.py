@@ -1,7 +1,8 @@
 """Compares filter, topics and domains with the truth that the demo's world was drawn from.
 
     python stages/check.py --name demo --captions data/captions.parquet --kept data/kept.parquet \\
-        --clusters data/clusters.parquet --domains data/domains.parquet --metrics data/metrics/check_demo.json
+        --clusters data/clusters.parquet --domains data/domains.parquet --metrics
+        data/metrics/check_demo.json
 
 Nothing in the chain depends on the result. Worlds without a known truth list no `world.truths`.
 """
@@ -39,9 +40,13 @@ def main():
     figures |= topic_quality(pl.from_arrow(read_table(args.clusters, CLUSTERS)), truth)
     figures |= domain_quality(pl.from_arrow(read_table(args.domains, DOMAINS)), truth)
     words = (
-        f"wrong captions found with precision {figures['mismatch_precision']:.2f} and recall {figures['mismatch_recall']:.2f} "
-        f"({figures['mismatched_before']:.1%} wrong before, {figures['mismatched_after']:.1%} after); "
-        f"{figures['topics']} topics cover {figures['coverage']:.1%}, purity {figures['purity_by_family']:.2f} by family and {figures['purity_by_name']:.2f} by name; "
+        f"wrong captions found with precision {figures['mismatch_precision']:.2f} and recall "
+        f"{figures['mismatch_recall']:.2f} "
+        f"({figures['mismatched_before']:.1%} wrong before, {figures['mismatched_after']:.1%} "
+        "after); "
+        f"{figures['topics']} topics cover {figures['coverage']:.1%}, purity "
+        f"{figures['purity_by_family']:.2f} by family and {figures['purity_by_name']:.2f} by "
+        "name; "
         f"domains agree with styles at NMI {figures['domain_style_nmi']:.2f}"
     )
     return words, {k: round(v, 4) for k, v in figures.items()}, args.metrics

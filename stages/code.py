@@ -1,8 +1,10 @@
-"""Takes the digests of the code that every stage script runs: the script and all that it imports, directly or not.
+"""Takes the digests of the code that every stage script runs: the script and all that it imports,
+directly or not.
 
     python stages/code.py --out data/code
 
-Each stage depends on the one file of its script, so an edit reruns the stages whose code it touches, and no others.
+Each stage depends on the one file of its script, so an edit reruns the stages whose code it
+touches, and no others.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

@@ -1,6 +1,7 @@
-"""Puts a study's runs side by side: means over seeds, paired differences with intervals, one page of plots.
+"""Puts a study's runs side by side: means over seeds, paired differences with intervals, one page
+of plots.
 
-    python stages/compare.py --runs data/study/runs --out data/study/report
+python stages/compare.py --runs data/study/runs --out data/study/report
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -35,7 +36,15 @@ def method_rows(runs: pl.DataFrame, titles: dict[str, str]) -> list[dict]:
     for method, title in titles.items():
         of_method = runs.filter(pl.col("method") == method)
         spread = {f"{k}_sd": of_method[k].std() for k in FIGURES}
-        rows.append({"method": method, "title": title, "runs": len(of_method), **{k: of_method[k].mean() for k in FIGURES}, **spread})
+        rows.append(
+            {
+                "method": method,
+                "title": title,
+                "runs": len(of_method),
+                **{k: of_method[k].mean() for k in FIGURES},
+                **spread,
+            }
+        )
     return rows
 
 
@@ -43,8 +52,14 @@ def pair_rows(runs: pl.DataFrame, pairs: list[list[str]], titles: dict[str, str]
     """Difference seed by seed of every pair: mean, and half-width of its 95% interval."""
     rows = []
     for one, other in pairs:
-        both = runs.filter(pl.col("method") == one).join(runs.filter(pl.col("method") == other), on="seed", suffix="_other")
-        row = {"pair": f"{one} − {other}", "title": f"{titles[one]} − {titles[other]}", "runs": len(both)}
+        both = runs.filter(pl.col("method") == one).join(
+            runs.filter(pl.col("method") == other), on="seed", suffix="_other"
+        )
+        row = {
+            "pair": f"{one} − {other}",
+            "title": f"{titles[one]} − {titles[other]}",
+            "runs": len(both),
+        }
         for k in FIGURES:
             row[k], row[f"{k}_ci"] = interval((both[k] - both[f"{k}_other"]).to_numpy())
         rows.append(row)
@@ -57,14 +72,21 @@ def print_rows(title: str, rows: list[dict], spread: str, form: str) -> None:
     for name in FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["title"], *(f"{row[k]:{form}} ± {row[f'{k}_{spread}']:.2f}" for k in FIGURES))
+        table.add_row(
+            row["title"], *(f"{row[k]:{form}} ± {row[f'{k}_{spread}']:.2f}" for k in FIGURES)
+        )
     Console().print(table)
 
 
 def main():
     cli = parser(__doc__)
     cli.add_argument("--runs", type=Path, required=True, help="folder of runs by method and seed")
-    cli.add_argument("--out", type=Path, required=True, help="folder for study.html, methods.csv, pairs.csv, runs.csv and tables.csv")
+    cli.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for study.html, methods.csv, pairs.csv, runs.csv and tables.csv",
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS)
     titles, sources = p.study.methods.titles(), p.study.benchmarks
@@ -75,28 +97,66 @@ def main():
             folder = args.runs / method / str(seed)
             if not folder.is_dir():
                 raise InputError(f"{folder}: missing; `make study` makes it")
-            found.append({"method": method, "seed": seed, **headline(read_verdicts(folder, sources), {})})
+            found.append(
+                {"method": method, "seed": seed, **headline(read_verdicts(folder, sources), {})}
+            )
             epochs.append(read_epochs(folder, sources).with_columns(method=pl.lit(method)))
     runs = pl.DataFrame(found)
-    by_epoch = pl.concat(epochs).group_by("method", "epoch", "head").agg(pl.col("top1").mean()).sort("method", "head", "epoch")
-    regulated = {n: m for n, m in p.study.methods.meta.items() if m.algorithm == "gram" and m.regulator == "affine"}
-    curves = {m.title: [pl.read_csv(args.runs / n / str(seed) / "curve.csv") for seed in p.study.seeds] for n, m in regulated.items()}
+    by_epoch = (
+        pl.concat(epochs)
+        .group_by("method", "epoch", "head")
+        .agg(pl.col("top1").mean())
+        .sort("method", "head", "epoch")
+    )
+    regulated = {
+        n: m
+        for n, m in p.study.methods.meta.items()
+        if m.algorithm == "gram" and m.regulator == "affine"
+    }
+    curves = {
+        m.title: [pl.read_csv(args.runs / n / str(seed) / "curve.csv") for seed in p.study.seeds]
+        for n, m in regulated.items()
+    }
     rows, pairs = method_rows(runs, titles), pair_rows(runs, p.study.pairs, titles)
 
     tables = study_tables(rows, sources, published())
-    html = render({
-        "lead": f"{len(titles)} methods, {len(p.study.seeds)} seeds, {p.study.shots} shots of the base classes of {', '.join(sources)}.",
-        "methods": rows, "pairs": pairs, "tables": as_html(tables),
-        "dots": [figure_html(figures.runs_by_method(runs, titles, k), f"runs-{k}") for k in ("base", "new")],
-        "epochs": [figure_html(figures.epoch_curves(by_epoch, titles, half), f"epochs-{half}") for half in ("base", "new")],
-        "agreement": figure_html(figures.agreement_curve(curves), "agreement"),
-    }, "study")
-    for name, content in (("study.html", html), ("methods.csv", pl.DataFrame(rows).write_csv()), ("pairs.csv", pl.DataFrame(pairs).write_csv()), ("runs.csv", runs.write_csv()), ("tables.csv", as_csv(tables))):
+    html = render(
+        {
+            "lead": (
+                f"{len(titles)} methods, {len(p.study.seeds)} seeds, {p.study.shots} shots of "
+                f"the base classes of {', '.join(sources)}."
+            ),
+            "methods": rows,
+            "pairs": pairs,
+            "tables": as_html(tables),
+            "dots": [
+                figure_html(figures.runs_by_method(runs, titles, k), f"runs-{k}")
+                for k in ("base", "new")
+            ],
+            "epochs": [
+                figure_html(figures.epoch_curves(by_epoch, titles, half), f"epochs-{half}")
+                for half in ("base", "new")
+            ],
+            "agreement": figure_html(figures.agreement_curve(curves), "agreement"),
+        },
+        "study",
+    )
+    for name, content in (
+        ("study.html", html),
+        ("methods.csv", pl.DataFrame(rows).write_csv()),
+        ("pairs.csv", pl.DataFrame(pairs).write_csv()),
+        ("runs.csv", runs.write_csv()),
+        ("tables.csv", as_csv(tables)),
+    ):
         with replacing(args.out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    print_rows("Average over benchmarks (%), mean ± standard deviation over seeds", rows, "sd", ".2f")
+    print_rows(
+        "Average over benchmarks (%), mean ± standard deviation over seeds", rows, "sd", ".2f"
+    )
     print_rows("Paired differences (points), mean ± 95% interval", pairs, "ci", "+.2f")
-    metrics = {row["pair"].replace(" − ", "-"): {k: round(row[k], 4) for k in FIGURES} for row in pairs}
+    metrics = {
+        row["pair"].replace(" − ", "-"): {k: round(row[k], 4) for k in FIGURES} for row in pairs
+    }
     return f"{args.out / 'study.html'}: {len(runs)} runs", metrics, args.metrics
 
 

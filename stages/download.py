@@ -1,12 +1,13 @@
-"""Fetches the captions' pictures with img2dataset, resized, into webdataset shards; resumes what was interrupted.
+"""Fetches the captions' pictures with img2dataset, resized, into webdataset shards; resumes what
+was interrupted.
 
     python stages/download.py --captions data/captions.parquet --out data/shards
 
-Relative URLs are served over loopback HTTP from `source.pictures`. With --retry-failed, the links that failed
-in the finished folder --out are asked again; its shards stay as they are, and new ones follow them. Speed is
-set by the environment: DOWNLOAD_PROCESSES (default: number of cores) and DOWNLOAD_THREADS (default: 32 per
-process). ENGINE=ray fetches on a Ray cluster, one process per core, unless there are such pictures of one's
-own (docs/scale.md).
+Relative URLs are served over loopback HTTP from `source.pictures`. With --retry-failed, the links
+that failed in the finished folder --out are asked again; its shards stay as they are, and new ones
+follow them. Speed is set by the environment: DOWNLOAD_PROCESSES (default: number of cores) and
+DOWNLOAD_THREADS (default: 32 per process). ENGINE=ray fetches on a Ray cluster, one process per
+core, unless there are such pictures of one's own (docs/scale.md).
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -27,8 +28,14 @@ READS = {"source": ("source", Source), "download": ("download", Download)}
 def main():
     cli = parser(__doc__)
     cli.add_argument("--captions", type=Path, required=True, help="Parquet: key, caption, url")
-    cli.add_argument("--out", type=Path, required=True, help="folder for NNNNN.tar and fetched.parquet")
-    cli.add_argument("--retry-failed", action="store_true", help="ask the failed links of a finished download again; then `dvc commit download`")
+    cli.add_argument(
+        "--out", type=Path, required=True, help="folder for NNNNN.tar and fetched.parquet"
+    )
+    cli.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="ask the failed links of a finished download again; then `dvc commit download`",
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS)
     site = Path(p.source.path) / p.source.pictures if p.source.pictures else None
@@ -37,8 +44,14 @@ def main():
     earlier = args.out if args.retry_failed else None
     done = [earlier / "fetched.parquet"] if earlier else []
     with resumable_folder(args.out, fingerprint(p.download, args.captions, *done)) as work:
-        counts = download(args.captions, site, work, p.download, processes, threads, progress, earlier)
-    words = f"{counts['success']} of {counts['links']} pictures fetched in {counts['shards']} shards; {counts['failed_to_download']} links dead, {counts['failed_to_resize']} not pictures"
+        counts = download(
+            args.captions, site, work, p.download, processes, threads, progress, earlier
+        )
+    words = (
+        f"{counts['success']} of {counts['links']} pictures fetched in {counts['shards']} "
+        f"shards; {counts['failed_to_download']} links dead, {counts['failed_to_resize']} not "
+        "pictures"
+    )
     return words, counts, args.metrics
 
 

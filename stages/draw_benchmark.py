@@ -1,6 +1,6 @@
 """Draws one labelled benchmark for the demo, as a zip of <split>/<domain>/<class>/*.jpg.
 
-    python stages/draw_benchmark.py --name animals --out data/world/animals.zip
+python stages/draw_benchmark.py --name animals --out data/world/animals.zip
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -30,13 +30,21 @@ def main():
     families = {c.family for c in concepts}
     for family in p.benchmark.families:
         if family not in families:
-            raise InputError(f"parameter '{where}.families': no family '{family}' in {p.benchmark.concepts}; known: {', '.join(sorted(families))}")
+            raise InputError(
+                f"parameter '{where}.families': no family '{family}' in {p.benchmark.concepts}; "
+                f"known: {', '.join(sorted(families))}"
+            )
     members = [c for c in concepts if c.family in p.benchmark.families]
     # The benchmark's own stream of random numbers: another one than its neighbours' and the web's.
     seed = p.seed + 1000 + sum(map(ord, args.name))
     chosen = choose_classes(members, p.benchmark.classes, np.random.default_rng(seed), where)
     counts = draw_benchmark(chosen, p.benchmark, seed, args.out, progress)
-    return f"{args.name}: {counts['train']} training and {counts['test']} test pictures of {counts['classes']} classes", counts, args.metrics
+    return (
+        f"{args.name}: {counts['train']} training and {counts['test']} test pictures of "
+        f"{counts['classes']} classes",
+        counts,
+        args.metrics,
+    )
 
 
 if __name__ == "__main__":

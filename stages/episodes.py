@@ -1,9 +1,12 @@
 """Builds meta-training tasks: support pictures from one domain per topic, query pictures from all.
 
-    python stages/episodes.py --name shifted --domains data/domains.parquet --labels data/labels.parquet \\
-        --features data/features --pairs data/pairs.parquet --shards data/shards --out data/episodes/shifted
+    python stages/episodes.py --name shifted --domains data/domains.parquet --labels
+    data/labels.parquet \\
+        --features data/features --pairs data/pairs.parquet --shards data/shards --out
+        data/episodes/shifted
 
-Speed is set by the environment: EPISODE_THREADS (default: number of cores) shards are written at once.
+Speed is set by the environment: EPISODE_THREADS (default: number of cores) shards are written at
+once.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -33,31 +36,66 @@ READS = {
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--table", default="episodes", help="table of params.yaml (default: %(default)s; studies have their own)")
+    cli.add_argument(
+        "--table",
+        default="episodes",
+        help="table of params.yaml (default: %(default)s; studies have their own)",
+    )
     cli.add_argument("--name", required=True, help="entry of that table")
-    cli.add_argument("--domains", type=Path, required=True, help="Parquet: topic and domain per pair")
+    cli.add_argument(
+        "--domains", type=Path, required=True, help="Parquet: topic and domain per pair"
+    )
     cli.add_argument("--labels", type=Path, required=True, help="Parquet: name per topic")
     cli.add_argument("--features", type=Path, required=True, help="folder of feature shards")
     cli.add_argument("--pairs", type=Path, required=True, help="Parquet: shard per pair")
     cli.add_argument("--shards", type=Path, required=True, help="folder of picture shards")
     cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
-    cli.add_argument("--seed", type=int, help="instead of the parameter `seed` (studies repeat a run with others)")
+    cli.add_argument(
+        "--seed",
+        type=int,
+        help="instead of the parameter `seed` (studies repeat a run with others)",
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS, table=args.table, name=args.name)
     seed = p.seed if args.seed is None else args.seed
 
     table = pl.from_arrow(read_table(args.domains, DOMAINS)).sort("key")
     names = read_table(args.labels, LABELS)["name"].to_pylist()
-    pool = Pool(table["topic"].to_numpy(), table["domain"].to_numpy(), names, table["key"].to_list(), read_image_features(args.features, table["key"]))
-    tasks = draw(pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed)
+    pool = Pool(
+        table["topic"].to_numpy(),
+        table["domain"].to_numpy(),
+        names,
+        table["key"].to_list(),
+        read_image_features(args.features, table["key"]),
+    )
+    tasks = draw(
+        pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed
+    )
     shown = rows_of(tasks)
-    holding = table.join(pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "shard"])), on="key", how="left", maintain_order="left")
+    holding = table.join(
+        pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "shard"])),
+        on="key",
+        how="left",
+        maintain_order="left",
+    )
     pictures = locate_pictures(args.shards, pool.keys, holding["shard"].to_list(), shown, progress)
-    with resumable_folder(args.out, fingerprint((p, args.name, seed), args.domains, args.labels, args.features)) as work:
+    with resumable_folder(
+        args.out, fingerprint((p, args.name, seed), args.domains, args.labels, args.features)
+    ) as work:
         write_shards(tasks, pool, pictures.read, work, progress)
     used = len({int(t) for task in tasks for t in task.topics})
-    counts = {"tasks": len(tasks), "topics_used": used, "topics": len(names), "pictures": len(shown)}
-    return f"{args.name}: {len(tasks)} {p.ways}-way tasks from {used} of {len(names)} topics, {len(shown)} pictures", counts, args.metrics
+    counts = {
+        "tasks": len(tasks),
+        "topics_used": used,
+        "topics": len(names),
+        "pictures": len(shown),
+    }
+    return (
+        f"{args.name}: {len(tasks)} {p.ways}-way tasks from {used} of {len(names)} topics, "
+        f"{len(shown)} pictures",
+        counts,
+        args.metrics,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Judges a tuned method on test pictures, under every protocol: base and new classes, other domains, other datasets.
+"""Judges a tuned method on test pictures, under every protocol: base and new classes, other
+domains, other datasets.
 
-    python stages/evaluate.py --tuned data/tuned/coop --benchmarks data/benchmarks --out data/scores/coop
+    python stages/evaluate.py --tuned data/tuned/coop --benchmarks data/benchmarks --out
+    data/scores/coop
 
-Each head holds its own names only: base, new, or all classes of the judged benchmark. <source>.parquet has every
-test picture's verdict after the last epoch, <source>.csv base and new accuracy after the epochs of `evaluate.curve_epochs`.
+Each head holds its own names only: base, new, or all classes of the judged benchmark.
+<source>.parquet has every test picture's verdict after the last epoch, <source>.csv base and new
+accuracy after the epochs of `evaluate.curve_epochs`.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -37,24 +40,54 @@ READS = {
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--tuned", type=Path, required=True, help="folder with a folder per source of <classes>-<shots>-<seed>.safetensors")
+    cli.add_argument(
+        "--tuned",
+        type=Path,
+        required=True,
+        help="folder with a folder per source of <classes>-<shots>-<seed>.safetensors",
+    )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
-    cli.add_argument("--out", type=Path, required=True, help="folder for <source>.parquet and <source>.csv")
+    cli.add_argument(
+        "--out", type=Path, required=True, help="folder for <source>.parquet and <source>.csv"
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS)
     backbone = load_backbone(p.backbone.path)
-    with resumable_folder(args.out, fingerprint(p, args.tuned, args.benchmarks, p.backbone.path)) as work:
+    with resumable_folder(
+        args.out, fingerprint(p, args.tuned, args.benchmarks, p.backbone.path)
+    ) as work:
         for name, protocols in progress(p.protocols.items(), "sources"):
             if (work / f"{name}.parquet").exists():
                 continue
             states, about = {"base": {}, "all": {}}, {}
             for classes, shots, seed in runs_of(protocols, p.seeds):
                 tuned, about = load_tuned(tuned_path(args.tuned / name, classes, shots, seed))
-                judged = {len(tuned)} | ({e for e in p.evaluate.curve_epochs if e <= len(tuned)} if classes == "base" else set())
-                states[classes] |= {(shots, seed, epoch): tuned[epoch - 1] for epoch in sorted(judged)}
-            save_judged(judge_source(name, protocols, states, lambda benchmark: method_of(about, backbone, p.benchmarks[benchmark].template), args.benchmarks), work, name)
+                judged = {len(tuned)} | (
+                    {e for e in p.evaluate.curve_epochs if e <= len(tuned)}
+                    if classes == "base"
+                    else set()
+                )
+                states[classes] |= {
+                    (shots, seed, epoch): tuned[epoch - 1] for epoch in sorted(judged)
+                }
+            save_judged(
+                judge_source(
+                    name,
+                    protocols,
+                    states,
+                    lambda benchmark: method_of(about, backbone, p.benchmarks[benchmark].template),
+                    args.benchmarks,
+                ),
+                work,
+                name,
+            )
     epochs = read_epochs(args.out, p.protocols)
-    for epoch, head, top1 in epochs.group_by("epoch", "head").agg(pl.col("top1").mean()).sort("epoch", "head").iter_rows():
+    for epoch, head, top1 in (
+        epochs.group_by("epoch", "head")
+        .agg(pl.col("top1").mean())
+        .sort("epoch", "head")
+        .iter_rows()
+    ):
         point(epoch, **{f"top1/{head}": top1})
     keep(args.out.glob("*.csv"))
     figures = headline(read_verdicts(args.out, p.protocols), p.protocols)

@@ -1,6 +1,6 @@
 """Scores every pair and drops noise: poor captions, small pictures, copies, mismatched pairs.
 
-    python stages/filter.py --pairs data/pairs.parquet --features data/features --out data/kept.parquet
+python stages/filter.py --pairs data/pairs.parquet --features data/features --out data/kept.parquet
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -21,12 +21,18 @@ def main():
     cli = parser(__doc__)
     cli.add_argument("--pairs", type=Path, required=True, help="Parquet: one row per caption")
     cli.add_argument("--features", type=Path, required=True, help="folder of feature shards")
-    cli.add_argument("--out", type=Path, required=True, help="Parquet: score, kept, reason per fetched pair")
+    cli.add_argument(
+        "--out", type=Path, required=True, help="Parquet: score, kept, reason per fetched pair"
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS)
     kept, counts = filter_pairs(args.pairs, args.features, p.filter)
     write_table(kept, args.out, KEPT)
-    why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in counts.items() if reason not in ("pairs", "kept", "least_score"))
+    why = ", ".join(
+        f"{n} {reason.replace('_', ' ')}"
+        for reason, n in counts.items()
+        if reason not in ("pairs", "kept", "least_score")
+    )
     return f"{counts['kept']} of {counts['pairs']} pairs kept; dropped: {why}", counts, args.metrics
 
 

@@ -1,9 +1,11 @@
-"""Gathers what a person looks at on the way from captions to domains: losses, scores, the topic map, topics with pictures.
+"""Gathers what a person looks at on the way from captions to domains: losses, scores, the topic
+map, topics with pictures.
 
-    python stages/gallery.py --pairs … --out data/gallery.json      # see dvc.yaml for the whole line
+    python stages/gallery.py --pairs … --out data/gallery.json      # see dvc.yaml for the whole
+    line
 
-Apart from the report, so that a sweep does not encode the same pictures again, and a colleague can make the
-report without having the pictures.
+Apart from the report, so that a sweep does not encode the same pictures again, and a colleague can
+make the report without having the pictures.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -30,9 +32,14 @@ READS = {"seed": ("seed", int), "filter": ("filter", Filter), "gallery": ("galle
 def main():
     cli = parser(__doc__)
     for name, what in {
-        "pairs": "Parquet: one row per caption", "shards": "folder of picture shards", "kept": "Parquet: reason of every rejection",
-        "topics": "Parquet: map place and membership strength per pair", "clusters": "Parquet: topic per pair", "labels": "Parquet: name and words per topic",
-        "domains": "Parquet: domain per pair", "out": "JSON file for counts, figures (plotly) and topics with their pictures",
+        "pairs": "Parquet: one row per caption",
+        "shards": "folder of picture shards",
+        "kept": "Parquet: reason of every rejection",
+        "topics": "Parquet: map place and membership strength per pair",
+        "clusters": "Parquet: topic per pair",
+        "labels": "Parquet: name and words per topic",
+        "domains": "Parquet: domain per pair",
+        "out": "JSON file for counts, figures (plotly) and topics with their pictures",
     }.items():
         cli.add_argument(f"--{name}", type=Path, required=True, help=what)
     args = cli.parse_args()
@@ -40,33 +47,72 @@ def main():
     pairs = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "status", "error", "shard"]))
     kept = pl.from_arrow(read_table(args.kept, KEPT))
     places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "strength", "x", "y"]))
-    topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).join(places, on="key", validate="1:1")
-    labels = pl.from_arrow(read_table(args.labels, LABELS)).sort("size", "topic", descending=[True, False])  # the largest first
+    topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).join(
+        places, on="key", validate="1:1"
+    )
+    # the largest first
+    labels = pl.from_arrow(read_table(args.labels, LABELS)).sort(
+        "size", "topic", descending=[True, False]
+    )
     domains = pl.from_arrow(read_table(args.domains, DOMAINS))
     counts = {
-        "captions": len(pairs), "whole pictures": int((pairs["status"] == "success").sum()), "kept by the filter": int(kept["kept"].sum()),
+        "captions": len(pairs),
+        "whole pictures": int((pairs["status"] == "success").sum()),
+        "kept by the filter": int(kept["kept"].sum()),
         "in topics": int((topics["topic"] >= 0).sum()),
     }
-    failures = pairs.filter(pl.col("status") != "success").group_by("status").len().sort("len", descending=True)
+    failures = (
+        pairs.filter(pl.col("status") != "success")
+        .group_by("status")
+        .len()
+        .sort("len", descending=True)
+    )
     reasons = kept.filter(~pl.col("kept")).group_by("reason").len().sort("len", descending=True)
     scores, judged = kept["score"].to_numpy(), kept["reason"].is_in(["", "mismatch"]).to_numpy()
     mapped = topics.drop_nulls("x")
-    points = mapped.sample(min(len(mapped), p.gallery.map_points), seed=p.seed).join(kept.select("key", "caption"), on="key").sort("key")
+    points = (
+        mapped.sample(min(len(mapped), p.gallery.map_points), seed=p.seed)
+        .join(kept.select("key", "caption"), on="key")
+        .sort("key")
+    )
     drawn = {
         "funnel": figures.funnel(counts),
         "failures": figures.failures(lost) if (lost := failure_reasons(pairs)) else None,
         "histogram": figures.score_histogram(scores, judged, least_score(scores, p.filter)),
         "map": figures.topic_map(points, dict(labels.select("topic", "name").iter_rows())),
     }
-    write_json({
-        "counts": counts,
-        "dropped": "Lost on the way: " + ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in [*failures.iter_rows(), *reasons.iter_rows()]) + ".",
-        "figures": {name: figure and figure.to_json() for name, figure in drawn.items()},
-        "map_note": f"One dot per kept caption ({len(points):,} shown), near to those that say similar things; {int((topics['topic'] < 0).sum()):,} are in no topic.",
-        "cards": topic_cards(labels, domains, kept.join(places, on="key"), pairs, args.shards, topics=p.gallery.topics, per_domain=p.gallery.pictures_per_domain),
-        "topics": labels.select("name", "size", "words").to_dicts(),
-    }, args.out)
-    return f"{args.out}: {len(labels)} topics, {args.out.stat().st_size / 1e6:.1f} MB", {}, args.metrics
+    write_json(
+        {
+            "counts": counts,
+            "dropped": "Lost on the way: "
+            + ", ".join(
+                f"{n:,} {why.replace('_', ' ')}"
+                for why, n in [*failures.iter_rows(), *reasons.iter_rows()]
+            )
+            + ".",
+            "figures": {name: figure and figure.to_json() for name, figure in drawn.items()},
+            "map_note": (
+                f"One dot per kept caption ({len(points):,} shown), near to those that say "
+                f"similar things; {int((topics['topic'] < 0).sum()):,} are in no topic."
+            ),
+            "cards": topic_cards(
+                labels,
+                domains,
+                kept.join(places, on="key"),
+                pairs,
+                args.shards,
+                topics=p.gallery.topics,
+                per_domain=p.gallery.pictures_per_domain,
+            ),
+            "topics": labels.select("name", "size", "words").to_dicts(),
+        },
+        args.out,
+    )
+    return (
+        f"{args.out}: {len(labels)} topics, {args.out.stat().st_size / 1e6:.1f} MB",
+        {},
+        args.metrics,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Computes features of a labelled dataset that tasks are drawn from; an interrupted run goes on at the next shard.
+"""Computes features of a labelled dataset that tasks are drawn from; an interrupted run goes on at
+the next shard.
 
-    python stages/labelled.py --name supervised --out data/labelled/supervised
+python stages/labelled.py --name supervised --out data/labelled/supervised
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -28,9 +29,18 @@ READS = {
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--table", default="labelled", help="table of params.yaml (default: %(default)s; studies have their own)")
+    cli.add_argument(
+        "--table",
+        default="labelled",
+        help="table of params.yaml (default: %(default)s; studies have their own)",
+    )
     cli.add_argument("--name", required=True, help="entry of that table")
-    cli.add_argument("--out", type=Path, required=True, help="folder for NNNNN.parquet: class, domain, feature and file of every picture")
+    cli.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for NNNNN.parquet: class, domain, feature and file of every picture",
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS, table=args.table, name=args.name)
     pictures = Pictures(p.path)
@@ -38,8 +48,17 @@ def main():
     backbone = load_backbone(p.backbone.path)
     with resumable_folder(args.out, fingerprint((p, args.name), p.path, p.backbone.path)) as work:
         write_labelled(table, pictures, backbone, work, progress)
-    counts = {"classes": table["topic"].n_unique(), "domains": table["domain"].n_unique(), "pictures": len(table)}
-    return f"{args.name}: {counts['pictures']} pictures of {counts['classes']} classes in {counts['domains']} domains", counts, args.metrics
+    counts = {
+        "classes": table["topic"].n_unique(),
+        "domains": table["domain"].n_unique(),
+        "pictures": len(table),
+    }
+    return (
+        f"{args.name}: {counts['pictures']} pictures of {counts['classes']} classes in "
+        f"{counts['domains']} domains",
+        counts,
+        args.metrics,
+    )
 
 
 if __name__ == "__main__":

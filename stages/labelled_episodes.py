@@ -1,8 +1,11 @@
-"""Builds meta-training tasks from a labelled dataset: what supervised meta-learning learns from (Table 6, row 4).
+"""Builds meta-training tasks from a labelled dataset: what supervised meta-learning learns from
+(Table 6, row 4).
 
-    python stages/labelled_episodes.py --name supervised --labelled data/labelled/supervised --out data/episodes/supervised
+    python stages/labelled_episodes.py --name supervised --labelled data/labelled/supervised --out
+    data/episodes/supervised
 
-Speed is set by the environment: EPISODE_THREADS (default: number of cores) shards are written at once.
+Speed is set by the environment: EPISODE_THREADS (default: number of cores) shards are written at
+once.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -28,22 +31,43 @@ READS = {
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--table", default="labelled", help="table of params.yaml (default: %(default)s; studies have their own)")
+    cli.add_argument(
+        "--table",
+        default="labelled",
+        help="table of params.yaml (default: %(default)s; studies have their own)",
+    )
     cli.add_argument("--name", required=True, help="entry of that table")
     cli.add_argument("--labelled", type=Path, required=True, help="folder of the dataset's shards")
     cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
-    cli.add_argument("--seed", type=int, help="instead of the parameter `seed` (studies repeat a run with others)")
+    cli.add_argument(
+        "--seed",
+        type=int,
+        help="instead of the parameter `seed` (studies repeat a run with others)",
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS, table=args.table, name=args.name)
     seed = p.seed if args.seed is None else args.seed
     pool = labelled_pool(args.labelled)
     # Without a domain shift, a dataset in one folder per class is enough.
     least_domains = 2 if p.episodes.support == "one_domain" else 1
-    tasks = draw(pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed, least_domains=least_domains)
+    tasks = draw(
+        pool,
+        p.episodes,
+        ways=p.ways,
+        shots=p.support_shots,
+        queries=p.query_shots,
+        seed=seed,
+        least_domains=least_domains,
+    )
     with resumable_folder(args.out, fingerprint((p, args.name, seed), args.labelled)) as work:
         write_shards(tasks, pool, labelled_pictures(args.labelled), work, progress)
     counts = {"tasks": len(tasks), "classes": len(pool.names), "pictures": len(rows_of(tasks))}
-    return f"{args.name}: {len(tasks)} {p.ways}-way tasks from {len(pool.names)} labelled classes, {counts['pictures']} pictures", counts, args.metrics
+    return (
+        f"{args.name}: {len(tasks)} {p.ways}-way tasks from {len(pool.names)} labelled classes, "
+        f"{counts['pictures']} pictures",
+        counts,
+        args.metrics,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes the initial tokens of a method that is tuned without meta-learning, and no regulator.
 
-    python stages/start.py --name coop --out data/starts/coop
+python stages/start.py --name coop --out data/starts/coop
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -28,10 +28,20 @@ READS = {
 def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of methods.direct")
-    cli.add_argument("--out", type=Path, required=True, help="folder for prompt.safetensors and regulator.safetensors")
+    cli.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for prompt.safetensors and regulator.safetensors",
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
-    _, theta = initial_tokens(load_backbone(p.backbone.path), p.method, p.context_tokens, torch.Generator().manual_seed(p.seed))
+    _, theta = initial_tokens(
+        load_backbone(p.backbone.path),
+        p.method,
+        p.context_tokens,
+        torch.Generator().manual_seed(p.seed),
+    )
     save_start(Start(p.method.prompt, p.method.depth, theta, {}, "none"), args.out)
     learned = sum(v.numel() for v in theta.values())
     return f"{args.name}: {learned} numbers to learn", {"learned": learned}, args.metrics

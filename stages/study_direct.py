@@ -1,6 +1,7 @@
 """One run of a study: a method tuned from its own initial tokens, one seed for everything random.
 
-    python stages/study_direct.py --name vpt --seed 2 --benchmarks data/benchmarks --out data/study/runs/vpt/2
+python stages/study_direct.py --name vpt --seed 2 --benchmarks data/benchmarks --out
+data/study/runs/vpt/2
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -19,22 +20,50 @@ from pipeline.prompts.starts import Start
 from pipeline.stage import parser, progress, run
 from pipeline.tracking.journal import keep, point
 
-READS = {**TRIAL, "context_tokens": ("context_tokens", TokenCount), "method": ("study.methods.direct.{name}", Method)}
+READS = {
+    **TRIAL,
+    "context_tokens": ("context_tokens", TokenCount),
+    "method": ("study.methods.direct.{name}", Method),
+}
 
 
 def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of study.methods.direct")
-    cli.add_argument("--seed", type=int, required=True, help="of initial tokens and the few-shot draw")
+    cli.add_argument(
+        "--seed", type=int, required=True, help="of initial tokens and the few-shot draw"
+    )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
-    cli.add_argument("--out", type=Path, required=True, help="folder for a table of verdicts and one of accuracies per benchmark, and the start")
+    cli.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for a table of verdicts and one of accuracies per benchmark, and the start",
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
-    with resumable_folder(args.out, fingerprint((p, args.name, args.seed), p.backbone.path)) as work:
-        _, theta = initial_tokens(backbone, p.method, p.context_tokens, torch.Generator().manual_seed(args.seed))
+    with resumable_folder(
+        args.out, fingerprint((p, args.name, args.seed), p.backbone.path)
+    ) as work:
+        _, theta = initial_tokens(
+            backbone, p.method, p.context_tokens, torch.Generator().manual_seed(args.seed)
+        )
         start = Start(p.method.prompt, p.method.depth, theta, {}, "none")
-        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, sources=p.sources, shots=p.shots, draws=p.draws, tuning=p.tuning, progress=progress, watch=point)
+        words = tune_and_judge(
+            backbone,
+            start,
+            args.seed,
+            args.benchmarks,
+            work,
+            benchmarks=p.benchmarks,
+            sources=p.sources,
+            shots=p.shots,
+            draws=p.draws,
+            tuning=p.tuning,
+            progress=progress,
+            watch=point,
+        )
     keep(args.out.glob("*.csv"))
     return f"{args.name}, seed {args.seed}: {words}", {}, args.metrics
 

@@ -1,6 +1,7 @@
 """One run of a study: a method learned from episodes, then tuned, one seed for everything random.
 
-    python stages/study_meta.py --name vpt_gram --seed 2 --episodes data/study/episodes --benchmarks data/benchmarks \
+    python stages/study_meta.py --name vpt_gram --seed 2 --episodes data/study/episodes --benchmarks
+    data/benchmarks \
         --out data/study/runs/vpt_gram/2
 """
 
@@ -23,21 +24,62 @@ READS = {**LEARNING, **TRIAL, "method": ("study.methods.meta.{name}", MetaMethod
 def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of study.methods.meta")
-    cli.add_argument("--seed", type=int, required=True, help="of initial tokens, episodes and the few-shot draw")
-    cli.add_argument("--episodes", type=Path, required=True, help="folder of episodes by entry and seed")
+    cli.add_argument(
+        "--seed", type=int, required=True, help="of initial tokens, episodes and the few-shot draw"
+    )
+    cli.add_argument(
+        "--episodes", type=Path, required=True, help="folder of episodes by entry and seed"
+    )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
-    cli.add_argument("--out", type=Path, required=True, help="folder for a table of verdicts and one of accuracies per benchmark, curve.csv and the start")
+    cli.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help=(
+            "folder for a table of verdicts and one of accuracies per benchmark, curve.csv and "
+            "the start"
+        ),
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
     episodes = args.episodes / p.method.episodes / str(args.seed)
-    with resumable_folder(args.out, fingerprint((p, args.name, args.seed), episodes, p.backbone.path)) as work:
+    with resumable_folder(
+        args.out, fingerprint((p, args.name, args.seed), episodes, p.backbone.path)
+    ) as work:
         start, curve = learn_start(
-            backbone, p.method, episodes, work, seed=args.seed, context_tokens=p.context_tokens, inner_lr=p.inner_lr, inner_steps=p.inner_steps,
-            regulator=p.regulator, outer=p.outer, outer_lr=p.outer_lr, regulator_lr=p.regulator_lr, meta_batch=p.meta_batch, meta_steps=p.meta_steps, progress=progress, watch=point,
+            backbone,
+            p.method,
+            episodes,
+            work,
+            seed=args.seed,
+            context_tokens=p.context_tokens,
+            inner_lr=p.inner_lr,
+            inner_steps=p.inner_steps,
+            regulator=p.regulator,
+            outer=p.outer,
+            outer_lr=p.outer_lr,
+            regulator_lr=p.regulator_lr,
+            meta_batch=p.meta_batch,
+            meta_steps=p.meta_steps,
+            progress=progress,
+            watch=point,
         )
         save_curve(curve, work / "curve.csv")
-        words = tune_and_judge(backbone, start, args.seed, args.benchmarks, work, benchmarks=p.benchmarks, sources=p.sources, shots=p.shots, draws=p.draws, tuning=p.tuning, progress=progress, watch=point)
+        words = tune_and_judge(
+            backbone,
+            start,
+            args.seed,
+            args.benchmarks,
+            work,
+            benchmarks=p.benchmarks,
+            sources=p.sources,
+            shots=p.shots,
+            draws=p.draws,
+            tuning=p.tuning,
+            progress=progress,
+            watch=point,
+        )
         (work / "checkpoint.safetensors").unlink(missing_ok=True)
     keep(args.out.glob("*.csv"))
     return f"{args.name}, seed {args.seed}: {words}", {}, args.metrics

@@ -1,6 +1,6 @@
 """Groups captions into semantic topics and lays out their map.
 
-    python stages/topics.py --sentences data/sentences --out data/topics.parquet
+python stages/topics.py --sentences data/sentences --out data/topics.parquet
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -21,17 +21,28 @@ READS = {"seed": ("seed", int), "topics": ("topics", Topics)}
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--sentences", type=Path, required=True, help="folder of sentence embedding shards")
-    cli.add_argument("--out", type=Path, required=True, help="Parquet: topic, strength and map place per pair")
+    cli.add_argument(
+        "--sentences", type=Path, required=True, help="folder of sentence embedding shards"
+    )
+    cli.add_argument(
+        "--out", type=Path, required=True, help="Parquet: topic, strength and map place per pair"
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS)
     dim = vector_dim(shard_paths(args.sentences)[0], "embedding")
     table = read_shards(args.sentences, sentences_schema(dim)).sort_by("key")
-    topic, strength, place, counts = find_topics(from_vectors(table["embedding"]), p.topics, p.seed, progress)
-    x, y = (pa.array(place[:, i], from_pandas=True) for i in (0, 1))  # NaN becomes null: not on the map
+    topic, strength, place, counts = find_topics(
+        from_vectors(table["embedding"]), p.topics, p.seed, progress
+    )
+    # NaN becomes null: not on the map
+    x, y = (pa.array(place[:, i], from_pandas=True) for i in (0, 1))
     columns = [table["key"], topic, strength, x, y]
     write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
-    words = f"{counts['topics']} topics of {counts['captions']} captions ({counts['fitted']} clustered, neighbours at recall {counts['recall']:.3f}); {counts['outliers']} outliers, coverage {counts['coverage']:.1%}"
+    words = (
+        f"{counts['topics']} topics of {counts['captions']} captions ({counts['fitted']} "
+        f"clustered, neighbours at recall {counts['recall']:.3f}); {counts['outliers']} "
+        f"outliers, coverage {counts['coverage']:.1%}"
+    )
     if "stability" in counts:
         words += f"; ARI with other seeds {counts['stability']:.2f}"
     return words, counts, args.metrics

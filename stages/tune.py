@@ -1,9 +1,12 @@
-"""Tunes a method on a benchmark from its start, once per number of shots and seed, keeping every epoch.
+"""Tunes a method on a benchmark from its start, once per number of shots and seed, keeping every
+epoch.
 
-    python stages/tune.py --name animals --start data/starts/coop --benchmark data/benchmarks/animals \\
+    python stages/tune.py --name animals --start data/starts/coop --benchmark
+    data/benchmarks/animals \\
         --out data/tuned/coop/animals
 
-Writes <classes>-<shots>-<seed>.safetensors with the tokens after every epoch: tuned on the base or on all classes.
+Writes <classes>-<shots>-<seed>.safetensors with the tokens after every epoch: tuned on the base or
+on all classes.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -37,27 +40,53 @@ READS = {
 def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of `protocols:`")
-    cli.add_argument("--start", type=Path, required=True, help="folder with the method's prompt and regulator")
-    cli.add_argument("--benchmark", type=Path, required=True, help="folder with samples, views and pictures")
-    cli.add_argument("--out", type=Path, required=True, help="folder for <classes>-<shots>-<seed>.safetensors")
+    cli.add_argument(
+        "--start", type=Path, required=True, help="folder with the method's prompt and regulator"
+    )
+    cli.add_argument(
+        "--benchmark", type=Path, required=True, help="folder with samples, views and pictures"
+    )
+    cli.add_argument(
+        "--out", type=Path, required=True, help="folder for <classes>-<shots>-<seed>.safetensors"
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     start = load_start(args.start)
     method = method_of(start.about, load_backbone(p.backbone.path), p.template)
     runs = runs_of(p.protocols, p.seeds)
-    with resumable_folder(args.out, fingerprint((p, args.name), args.start, args.benchmark, p.backbone.path)) as work:
+    with resumable_folder(
+        args.out, fingerprint((p, args.name), args.start, args.benchmark, p.backbone.path)
+    ) as work:
         for run_ in progress(runs, "runs"):
             path = tuned_path(work, *run_)
             if not path.exists():
                 draw = few_shots(args.benchmark, method, *run_)
                 curve = f"loss/{path.stem}"
-                tuned = tune(method, start.theta, start.phi, start.input_scale, draw.names, draw.views, draw.labels, p.tuning.of(start.prompt), run_.seed, lambda epoch, loss: point(epoch, **{curve: loss}))
+                tuned = tune(
+                    method,
+                    start.theta,
+                    start.phi,
+                    start.input_scale,
+                    draw.names,
+                    draw.views,
+                    draw.labels,
+                    p.tuning.of(start.prompt),
+                    run_.seed,
+                    lambda epoch, loss: point(epoch, **{curve: loss}),
+                )
                 save_tuned(tuned, path, start.about)
     keep(args.out.iterdir())
     last = load_tuned(tuned_path(args.out, *runs[-1]))[0][-1]
     moved = torch.cat([(last[m] - start.theta[m]).flatten() for m in start.theta]).norm().item()
-    words = ", ".join(f"{shots} shots of {classes} classes" for classes, shots in dict.fromkeys(run_[:2] for run_ in runs))
-    return f"{args.out}: {words}, {len(p.seeds)} seeds; tokens moved by {moved:.3f} (last run)", {}, args.metrics
+    words = ", ".join(
+        f"{shots} shots of {classes} classes"
+        for classes, shots in dict.fromkeys(run_[:2] for run_ in runs)
+    )
+    return (
+        f"{args.out}: {words}, {len(p.seeds)} seeds; tokens moved by {moved:.3f} (last run)",
+        {},
+        args.metrics,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Judges CLIP with hand-written prompts on the test pictures of every source and its targets; nothing is tuned.
+"""Judges CLIP with hand-written prompts on the test pictures of every source and its targets;
+nothing is tuned.
 
-    python stages/zero_shot.py --name clip --benchmarks data/benchmarks --out data/scores/clip
+python stages/zero_shot.py --name clip --benchmarks data/benchmarks --out data/scores/clip
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -32,12 +33,22 @@ def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of methods.zero_shot")
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
-    cli.add_argument("--out", type=Path, required=True, help="folder for <source>.parquet and <source>.csv")
+    cli.add_argument(
+        "--out", type=Path, required=True, help="folder for <source>.parquet and <source>.csv"
+    )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
     for name, protocols in progress(p.protocols.items(), "sources"):
-        judged = judge_source(name, protocols, {"base": UNTUNED, "all": UNTUNED}, lambda benchmark: Template(backbone, p.method.templates or [p.benchmarks[benchmark].template]), args.benchmarks)
+        judged = judge_source(
+            name,
+            protocols,
+            {"base": UNTUNED, "all": UNTUNED},
+            lambda benchmark: Template(
+                backbone, p.method.templates or [p.benchmarks[benchmark].template]
+            ),
+            args.benchmarks,
+        )
         save_judged(judged, args.out, name)
     keep(args.out.glob("*.csv"))
     figures = headline(read_verdicts(args.out, p.protocols), p.protocols)

@@ -13,13 +13,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 ENVIRONMENT = os.environ | {
     "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
-    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org",
+    "GIT_AUTHOR_NAME": "t",
+    "GIT_AUTHOR_EMAIL": "t@example.org",
+    "GIT_COMMITTER_NAME": "t",
+    "GIT_COMMITTER_EMAIL": "t@example.org",
 }
 
 
 def run(*command, cwd, check=True, **changes):
     """A command in a folder; its output goes into the failure if it exits non-zero."""
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=ENVIRONMENT | {k: str(v) for k, v in changes.items()}, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=ENVIRONMENT | {k: str(v) for k, v in changes.items()},
+        capture_output=True,
+        text=True,
+    )
     if check:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
@@ -28,7 +37,10 @@ def run(*command, cwd, check=True, **changes):
 def clone(folder):
     """The working tree as it stands, committed or not, in a repository of its own."""
     run("git", "clone", "--quiet", ROOT, folder, cwd=ROOT)
-    changed = run("git", "diff", "--name-only", "HEAD", cwd=ROOT).stdout + run("git", "ls-files", "--others", "--exclude-standard", cwd=ROOT).stdout
+    changed = (
+        run("git", "diff", "--name-only", "HEAD", cwd=ROOT).stdout
+        + run("git", "ls-files", "--others", "--exclude-standard", cwd=ROOT).stdout
+    )
     for name in changed.splitlines():
         (folder / name).unlink(missing_ok=True)
         if (ROOT / name).is_file():

@@ -1,4 +1,6 @@
-"""A smaller world than the demo's, through the same stages, for tests that run the chain several times."""
+"""A smaller world than the demo's, through the same stages, for tests that run the chain several
+times.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from ruamel.yaml import YAML
 
 
 def make_small(path: Path) -> None:
-    """Changes a params.yaml: a tenth of the pictures, one benchmark, CoOp with and without GRAM, short training."""
+    """Changes a params.yaml: a tenth of the pictures, one benchmark, CoOp with and without GRAM,
+    short training.
+    """
     yaml = YAML()
     p = yaml.load(path)
     p["meta_steps"] = 20

@@ -5,7 +5,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import fingerprint, from_vectors, read_json, read_table, replacing, resumable_folder, to_vectors, write_table
+from pipeline.artifacts import (
+    fingerprint,
+    from_vectors,
+    read_json,
+    read_table,
+    replacing,
+    resumable_folder,
+    to_vectors,
+    write_table,
+)
 from pipeline.errors import InputError
 
 SCHEMA = pa.schema([("key", pa.string()), ("n", pa.int32())])

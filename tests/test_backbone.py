@@ -1,4 +1,6 @@
-"""The demo's backbone through our forward equals open_clip's own; files that do not fit are named."""
+"""The demo's backbone through our forward equals open_clip's own; files that do not fit are
+named.
+"""
 
 import json
 import shutil
@@ -26,7 +28,11 @@ def test_cut_sequences_are_exact(backbone):
     texts = [f"a photo of a {n}." for n in NAMES]
     pieces = backbone.text.split(texts)
     assert pieces.rest.shape[1] == int(pieces.end.max()) + 1 < backbone.text.room - 1
-    assert torch.allclose(backbone.text.features(pieces), backbone.model.encode_text(backbone.tokenize(texts), normalize=True), atol=1e-6)
+    assert torch.allclose(
+        backbone.text.features(pieces),
+        backbone.model.encode_text(backbone.tokenize(texts), normalize=True),
+        atol=1e-6,
+    )
 
 
 def test_coop_at_its_start_is_the_template(backbone):
@@ -34,14 +40,18 @@ def test_coop_at_its_start_is_the_template(backbone):
     method = CoOp(backbone)
     start = method.initial(4, torch.Generator())
     learned = method.text_features({"text": start["text"].unsqueeze(0)}, method.prepare([NAMES]))[0]
-    expected = backbone.model.encode_text(backbone.tokenize([f"a photo of a {n}." for n in NAMES]), normalize=True)
+    expected = backbone.model.encode_text(
+        backbone.tokenize([f"a photo of a {n}." for n in NAMES]), normalize=True
+    )
     assert torch.allclose(learned, expected, atol=1e-6)
     fixed = Template(backbone, ["a photo of a {}."])
     assert torch.allclose(fixed.text_features({}, fixed.prepare([NAMES]))[0], expected, atol=1e-6)
 
 
 def test_other_token_counts_start_at_random_from_the_seed(backbone):
-    one, same, other = (CoOp(backbone).initial(8, torch.Generator().manual_seed(s))["text"] for s in (1, 1, 2))
+    one, same, other = (
+        CoOp(backbone).initial(8, torch.Generator().manual_seed(s))["text"] for s in (1, 1, 2)
+    )
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert one.shape == (8, 192) and 0.015 < one.std() < 0.025
 
@@ -67,7 +77,11 @@ def test_weights_of_another_config(copy):
     config = json.loads((copy / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["width"] = 384
     (copy / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"open_clip_model.safetensors: tensor '.*' is \(.*192.*\), but open_clip_config.json beside it calls for \(.*384.*\)"):
+    with pytest.raises(
+        InputError,
+        match=r"open_clip_model.safetensors: tensor '.*' is \(.*192.*\), "
+        r"but open_clip_config.json beside it calls for \(.*384.*\)",
+    ):
         load_backbone(copy)
 
 

@@ -31,7 +31,12 @@ def folder(tmp_path, names):
     return tmp_path
 
 
-NAMES = [f"{s}/{c}/{i}.jpg" for s in ("train", "test") for c in ("polar_bear", "ant", "cat") for i in range(2)]
+NAMES = [
+    f"{s}/{c}/{i}.jpg"
+    for s in ("train", "test")
+    for c in ("polar_bear", "ant", "cat")
+    for i in range(2)
+]
 
 
 def test_folder_and_zip_read_the_same(tmp_path):
@@ -42,21 +47,31 @@ def test_folder_and_zip_read_the_same(tmp_path):
     table = read_samples(Pictures(top))
     assert table.equals(read_samples(Pictures(tmp_path / "d.zip")))
     rows = pl.from_arrow(table)
-    assert rows.select("label", "name", "half").unique().sort("label").rows() == [(0, "ant", "base"), (1, "cat", "base"), (2, "polar bear", "new")]
+    assert rows.select("label", "name", "half").unique().sort("label").rows() == [
+        (0, "ant", "base"),
+        (1, "cat", "base"),
+        (2, "polar bear", "new"),
+    ]
     assert Pictures(tmp_path / "d.zip").read(NAMES[0]) == jpeg()
 
 
 def test_domains_above_the_classes(tmp_path):
-    top = folder(tmp_path, [n.replace("train/", "train/photo/").replace("test/", "test/sketch/") for n in NAMES])
+    top = folder(
+        tmp_path,
+        [n.replace("train/", "train/photo/").replace("test/", "test/sketch/") for n in NAMES],
+    )
     assert set(read_samples(Pictures(top))["domain"].to_pylist()) == {"photo", "sketch"}
 
 
-@pytest.mark.parametrize("names, words", [
-    (["cat/1.jpg"], "does not fit <train|test>"),
-    (["train/cat/1.jpg", "train/dog/1.jpg"], "no pictures under test/"),
-    ([*NAMES, "test/dog/1.jpg"], "class 'dog' has pictures under test/ but none under train/"),
-    (["train/cat/1.jpg", "test/cat/1.jpg"], "only the class 'cat'"),
-])
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["cat/1.jpg"], "does not fit <train|test>"),
+        (["train/cat/1.jpg", "train/dog/1.jpg"], "no pictures under test/"),
+        ([*NAMES, "test/dog/1.jpg"], "class 'dog' has pictures under test/ but none under train/"),
+        (["train/cat/1.jpg", "test/cat/1.jpg"], "only the class 'cat'"),
+    ],
+)
 def test_other_layouts_are_explained(tmp_path, names, words):
     with pytest.raises(InputError, match=words):
         read_samples(Pictures(folder(tmp_path, names)))
@@ -67,7 +82,9 @@ def test_no_such_benchmark(tmp_path):
         Pictures(tmp_path / "gone.zip")
 
 
-@pytest.mark.parametrize("classes, base", [(37, 19), (47, 24), (10, 5), (101, 51), (397, 199), (1000, 500)])
+@pytest.mark.parametrize(
+    "classes, base", [(37, 19), (47, 24), (10, 5), (101, 51), (397, 199), (1000, 500)]
+)
 def test_halves_are_the_protocols(classes, base):
     assert sum(half_of(c, classes) == "base" for c in range(classes)) == base
 
@@ -80,13 +97,18 @@ def test_draw_is_the_references():
     for label in (2, 0, 1):
         expected += random.sample([i for i, x in enumerate(labels) if x == label], 3)
     assert draw_few_shot(labels, 3, 5) == expected
-    assert len([i for i in draw_few_shot(labels, 4, 5) if labels[i] == 1]) == 3  # all of a label that has fewer
+    # all of a label that has fewer
+    assert len([i for i in draw_few_shot(labels, 4, 5) if labels[i] == 1]) == 3
 
 
 def test_val_is_drawn_from_the_same_stream():
     train, val = [0, 1] * 8, [1] * 6 + [0] * 6
     random.seed(3)
-    expected = [random.sample([i for i, x in enumerate(labels) if x == label], k) for labels, k, order in ((train, 5, (0, 1)), (val, 4, (1, 0))) for label in order]
+    expected = [
+        random.sample([i for i, x in enumerate(labels) if x == label], k)
+        for labels, k, order in ((train, 5, (0, 1)), (val, 4, (1, 0)))
+        for label in order
+    ]
     drawn = draw_train_and_val(train, val, 5, 3)
     assert drawn == (expected[0] + expected[1], expected[2] + expected[3])
     assert drawn[0] == draw_few_shot(train, 5, 3)
@@ -96,13 +118,32 @@ def test_val_is_drawn_from_the_same_stream():
 def test_learning_rate_per_epoch():
     """The ten published values."""
     settings = Tuning(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
-    expected = [1e-5, 0.002, 0.00195106, 0.00180902, 0.00158779, 0.00130902, 0.001, 0.000690983, 0.000412215, 0.000190983]
+    expected = [
+        1e-5,
+        0.002,
+        0.00195106,
+        0.00180902,
+        0.00158779,
+        0.00130902,
+        0.001,
+        0.000690983,
+        0.000412215,
+        0.000190983,
+    ]
     assert [learning_rate(e, 10, settings) for e in range(10)] == pytest.approx(expected, rel=1e-5)
 
 
 def test_harmonic_mean_reproduces_the_papers_rows():
     """Table 1(a) of the paper: base, new → H, rounded there to two places."""
-    for base, new, h in [(69.34, 74.22, 71.70), (80.47, 71.69, 75.83), (77.58, 73.11, 75.28), (78.74, 74.93, 76.79), (72.53, 72.34, 72.43), (74.04, 74.21, 74.12), (80.34, 75.92, 78.07)]:
+    for base, new, h in [
+        (69.34, 74.22, 71.70),
+        (80.47, 71.69, 75.83),
+        (77.58, 73.11, 75.28),
+        (78.74, 74.93, 76.79),
+        (72.53, 72.34, 72.43),
+        (74.04, 74.21, 74.12),
+        (80.34, 75.92, 78.07),
+    ]:
         assert harmonic_mean(base, new) == pytest.approx(h, abs=0.011)
     assert harmonic_mean(0, 0) == 0
 
@@ -112,7 +153,13 @@ def test_starts_read_back_and_complain(tmp_path):
 
     save_start(Start("coop", 3, {"text": torch.ones(2, 3)}, {}, "rms"), tmp_path)
     start = load_start(tmp_path)
-    assert start.prompt == "coop" and start.depth == 3 and start.input_scale == "rms" and start.phi == {} and start.theta["text"].shape == (2, 3)
+    assert (
+        start.prompt == "coop"
+        and start.depth == 3
+        and start.input_scale == "rms"
+        and start.phi == {}
+        and start.theta["text"].shape == (2, 3)
+    )
     whole = (tmp_path / "prompt.safetensors").read_bytes()
     (tmp_path / "prompt.safetensors").write_bytes(whole[:-4])
     with pytest.raises(InputError, match="prompt.safetensors: not a complete safetensors file"):

@@ -19,7 +19,12 @@ from pipeline.neighbours import search_index
 
 
 def label(**changes):
-    return Label(**(dict(formula="eq3", words=5, longest_phrase=1, min_captions=1, stop_words=[], edits="") | changes))
+    return Label(
+        **(
+            dict(formula="eq3", words=5, longest_phrase=1, min_captions=1, stop_words=[], edits="")
+            | changes
+        )
+    )
 
 
 def describe_topics(captions, topic, settings):
@@ -41,29 +46,48 @@ def test_eq_3_by_hand():
 
 def test_eq_3_on_captions():
     """N_l counts every word of the cluster, stop words too; L_w counts clusters, not captions."""
-    captions = ["a lion and a lion cub", "the lion sleeps", "a red bus", "red bus stop", "a pie", "the pie"]
+    captions = [
+        "a lion and a lion cub",
+        "the lion sleeps",
+        "a red bus",
+        "red bus stop",
+        "a pie",
+        "the pie",
+    ]
     described = describe_topics(captions, np.array([0, 0, 1, 1, 2, 2]), label())
-    # words of two letters at least: "lion and lion cub", "the lion sleeps" → 7; lion occurs 3 times, in 1 of 3 clusters
+    # words of two letters at least: "lion and lion cub", "the lion sleeps" → 7; lion occurs 3
+    # times, in 1 of 3 clusters
     assert described[0]["name"] == "lion"
     assert described[0]["scores"][0] == pytest.approx(3 / 7 * math.log(3 / 2))
-    assert {d["name"] for d in described} == {"lion", "red", "pie"} or {d["name"] for d in described} == {"lion", "bus", "pie"}
+    assert {d["name"] for d in described} == {"lion", "red", "pie"} or {
+        d["name"] for d in described
+    } == {"lion", "bus", "pie"}
 
 
 def test_bertopic_s_formula_by_hand():
     counts = np.array([[3, 1, 0], [0, 2, 5]])
     scores = bertopic_tfidf(sparse.csr_matrix(counts)).toarray()
     average = 5  # (4 + 7) / 2 = 5.5, cut
-    assert scores[0] == pytest.approx([3 / 4 * math.log(1 + average / 3), 1 / 4 * math.log(1 + average / 3), 0])
-    assert scores[1] == pytest.approx([0, 2 / 7 * math.log(1 + average / 3), 5 / 7 * math.log(1 + average / 5)])
+    assert scores[0] == pytest.approx(
+        [3 / 4 * math.log(1 + average / 3), 1 / 4 * math.log(1 + average / 3), 0]
+    )
+    assert scores[1] == pytest.approx(
+        [0, 2 / 7 * math.log(1 + average / 3), 5 / 7 * math.log(1 + average / 5)]
+    )
 
 
 def test_a_formula_changes_the_scores_not_the_topics():
     captions = ["a red lion"] * 4 + ["a red bus"] * 4 + ["a red pie"] * 4
-    eq3, bertopic = (describe_topics(captions, np.repeat(np.arange(3), 4), label(formula=f)) for f in ("eq3", "bertopic"))
+    eq3, bertopic = (
+        describe_topics(captions, np.repeat(np.arange(3), 4), label(formula=f))
+        for f in ("eq3", "bertopic")
+    )
     assert [d["name"] for d in eq3] == [d["name"] for d in bertopic] == ["lion", "bus", "pie"]
     # "red" is in all clusters: Eq 3 scores it below zero and never shows it, BERTopic scores it low
     assert [d["words"] for d in eq3] == [["lion"], ["bus"], ["pie"]]
-    assert bertopic[0]["words"] == ["lion", "red"] and bertopic[0]["scores"] == pytest.approx([math.log(1 + 8 / 4) / 2, math.log(1 + 8 / 12) / 2])
+    assert bertopic[0]["words"] == ["lion", "red"] and bertopic[0]["scores"] == pytest.approx(
+        [math.log(1 + 8 / 4) / 2, math.log(1 + 8 / 12) / 2]
+    )
 
 
 def test_coherence_by_hand():
@@ -73,11 +97,20 @@ def test_coherence_by_hand():
     assert coherence(counted, [["lion", "cub"]]) == pytest.approx(npmi)
     assert coherence(counted, [["lion", "bus"]]) == -1
     assert coherence(counted, [["red", "bus"]]) == pytest.approx(1)
-    assert coherence(counted, [["lion", "cub"], ["lion", "bus"], ["lion"]]) == pytest.approx((npmi - 1) / 2)  # one word has no pair
+    # one word has no pair
+    assert coherence(counted, [["lion", "cub"], ["lion", "bus"], ["lion"]]) == pytest.approx(
+        (npmi - 1) / 2
+    )
 
 
 def test_names_are_unique_and_go_to_the_stronger_topic():
-    captions = ["bear bear bear"] * 3 + ["bear honey jar"] * 3 + ["car wheel"] * 3 + ["tea cup"] * 3 + ["key ring"] * 3
+    captions = (
+        ["bear bear bear"] * 3
+        + ["bear honey jar"] * 3
+        + ["car wheel"] * 3
+        + ["tea cup"] * 3
+        + ["key ring"] * 3
+    )
     described = describe_topics(captions, np.repeat(np.arange(5), 3), label())
     names = [d["name"] for d in described]
     assert len(set(names)) == 5
@@ -86,13 +119,18 @@ def test_names_are_unique_and_go_to_the_stronger_topic():
 
 def test_a_phrase_beats_its_parts():
     captions = ["a polar bear"] * 4 + ["a red bus"] * 4 + ["one apple pie"] * 4
-    names = [d["name"] for d in describe_topics(captions, np.repeat(np.arange(3), 4), label(longest_phrase=2))]
+    names = [
+        d["name"]
+        for d in describe_topics(captions, np.repeat(np.arange(3), 4), label(longest_phrase=2))
+    ]
     assert names[0] == "polar bear"
 
 
 def test_rare_and_stop_words_name_nothing():
     captions = ["stock lion"] * 4 + ["lion xyzzy"] + ["stock bus"] * 5 + ["stock pie"] * 5
-    described = describe_topics(captions, np.repeat(np.arange(3), 5), label(min_captions=3, stop_words=["stock"]))
+    described = describe_topics(
+        captions, np.repeat(np.arange(3), 5), label(min_captions=3, stop_words=["stock"])
+    )
     assert not {"stock", "xyzzy"} & {w for d in described for w in d["words"]}
 
 
@@ -113,7 +151,9 @@ def test_neighbour_graph_is_exact_and_starts_with_the_row_itself():
 
 
 def groups(count, each, d=16, spread=0.25, seed=0):
-    """(count · each, d) rows around `count` random directions, shuffled, and the group of each row."""
+    """(count · each, d) rows around `count` random directions, shuffled, and the group of each
+    row.
+    """
     rng = np.random.default_rng(seed)
     centres = unit(rng.normal(size=(count, d)))
     group = rng.permutation(np.repeat(np.arange(count), each))
@@ -138,7 +178,9 @@ def test_approximate_search_repeats_exactly():
     x, _ = groups(100, 20)
     one, other = (neighbour_graph(x, 8, exact_up_to=10, recall=0.9, seed=3)[0] for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(one, other))
-    one, other = (search_index(x, 8, exact_up_to=10, recall=0.9, seed=3)[0].search(x, 8)[1] for _ in range(2))
+    one, other = (
+        search_index(x, 8, exact_up_to=10, recall=0.9, seed=3)[0].search(x, 8)[1] for _ in range(2)
+    )
     assert np.array_equal(one, other)
 
 
@@ -147,13 +189,34 @@ def test_approximate_graph_says_what_it_finds():
     true = np.argsort(-(x @ x.T), axis=1)[:, :10]
     (found, distance), reached = neighbour_graph(x, 10, exact_up_to=1000, recall=0.8, seed=1)
     assert (found[:, 0] == np.arange(len(x))).all()
-    assert reached < 1 and np.mean([len(set(a) & set(b)) / 10 for a, b in zip(true, found)]) == pytest.approx(reached, abs=0.03)
+    assert reached < 1 and np.mean(
+        [len(set(a) & set(b)) / 10 for a, b in zip(true, found)]
+    ) == pytest.approx(reached, abs=0.03)
     assert np.allclose(distance, 1 - np.einsum("nd,nkd->nk", x, x[found]), atol=1e-5)
-    with pytest.raises(InputError, match=f"has a recall of {reached:.3f}, but 'topics.recall' is 1.0; raise 'topics.exact_up_to'"):
+    with pytest.raises(
+        InputError,
+        match=(
+            f"has a recall of {reached:.3f}, but 'topics.recall' is 1.0; raise 'topics.exact_up_to'"
+        ),
+    ):
         neighbour_graph(x, 10, exact_up_to=1000, recall=1.0, seed=1)
 
 
-TOPICS = dict(neighbours=8, exact_up_to=10**6, recall=0.95, fit_on=10**6, map_on=10**6, components=3, min_dist=0.0, min_cluster_size=15, min_samples=3, selection="eom", repeats=1, outliers="nearest", nearest_similarity=0.5)
+TOPICS = dict(
+    neighbours=8,
+    exact_up_to=10**6,
+    recall=0.95,
+    fit_on=10**6,
+    map_on=10**6,
+    components=3,
+    min_dist=0.0,
+    min_cluster_size=15,
+    min_samples=3,
+    selection="eom",
+    repeats=1,
+    outliers="nearest",
+    nearest_similarity=0.5,
+)
 
 
 def silent(items, label, total=None):
@@ -168,7 +231,11 @@ def test_groups_become_topics(changes):
     assert adjusted_rand_score(group, topic) > 0.95
     assert len(strength) == len(place) == len(x) == counts["captions"]
     assert (~np.isnan(place).any(axis=1)).sum() == changes.get("map_on", 720)
-    assert counts["fitted"] == changes.get("fit_on", 720) and counts["topics"] == 12 and counts["coverage"] > 0.98
+    assert (
+        counts["fitted"] == changes.get("fit_on", 720)
+        and counts["topics"] == 12
+        and counts["coverage"] > 0.98
+    )
     assert counts["recall"] >= TOPICS["recall"] and 0.5 < counts["validity"] <= 1
     assert 0.95 < counts["stability"] <= 1
 
@@ -177,18 +244,26 @@ def test_stability_tells_groups_from_noise():
     noise = unit(np.random.default_rng(0).normal(size=(720, 32)))
     settings = Topics(**TOPICS | {"min_cluster_size": 8, "selection": "leaf", "outliers": "drop"})
     assert find_topics(noise, settings, 1, silent)[3]["stability"] < 0.5
-    assert "stability" not in find_topics(noise, settings.model_copy(update={"repeats": 0}), 1, silent)[3]
+    assert (
+        "stability"
+        not in find_topics(noise, settings.model_copy(update={"repeats": 0}), 1, silent)[3]
+    )
 
 
 def test_the_least_size_of_a_topic_counts_the_captions_outside_the_sample_too():
     x, _ = groups(12, 60)
-    topic, _, _, _ = find_topics(x, Topics(**TOPICS | {"fit_on": 240, "min_cluster_size": 40}), 1, silent)
-    assert topic.max() + 1 == 12  # 20 of each group are in the sample: as they stand, 40 would be too many
+    topic, _, _, _ = find_topics(
+        x, Topics(**TOPICS | {"fit_on": 240, "min_cluster_size": 40}), 1, silent
+    )
+    # 20 of each group are in the sample: as they stand, 40 would be too many
+    assert topic.max() + 1 == 12
 
 
 def test_no_topics_and_too_few_captions():
     x, _ = groups(1, 40)
-    with pytest.raises(InputError, match="0 topics came out of 40 captions; lower 'topics.min_cluster_size'"):
+    with pytest.raises(
+        InputError, match="0 topics came out of 40 captions; lower 'topics.min_cluster_size'"
+    ):
         find_topics(x, Topics(**TOPICS | {"min_cluster_size": 30}), 1, silent)
     with pytest.raises(InputError, match="only 8 captions are left to cluster"):
         find_topics(x[:8], Topics(**TOPICS), 1, silent)
@@ -207,7 +282,9 @@ def domains(**changes):
 def test_domains_find_separate_groups_and_number_them_by_size():
     rng = np.random.default_rng(0)
     centres = np.eye(3)[:, [0, 1, 2]]
-    x = unit(np.concatenate([c + 0.05 * rng.normal(size=(n, 3)) for c, n in zip(centres, (12, 30, 20))]))
+    x = unit(
+        np.concatenate([c + 0.05 * rng.normal(size=(n, 3)) for c, n in zip(centres, (12, 30, 20))])
+    )
     domain = split_topic(x, domains(per_topic=3, min_size=3, iterations=20), seed=1)
     assert [len(set(domain[a:b])) for a, b in ((0, 12), (12, 42), (42, 62))] == [1, 1, 1]
     assert np.bincount(domain).tolist() == [30, 20, 12]
@@ -241,14 +318,20 @@ def test_silhouette_is_scikit_learn_s_and_the_best_of_all():
     x = unit(np.random.default_rng(2).normal(size=(90, 6)))
     by_count = [split_topic(x, domains(per_topic=n), seed=1) for n in range(2, 7)]
     scores = [silhouette_score(x, d, metric="cosine") for d in by_count]
-    assert (split_topic(x, domains(choose="silhouette", per_topic=6), seed=1) == by_count[int(np.argmax(scores))]).all()
+    assert (
+        split_topic(x, domains(choose="silhouette", per_topic=6), seed=1)
+        == by_count[int(np.argmax(scores))]
+    ).all()
 
 
 def test_silhouette_of_a_large_topic_is_measured_on_a_sample(monkeypatch):
     x, group = groups(2, 60)
     measured = []
     monkeypatch.setattr("pipeline.clustering.domains.JUDGED", 50)
-    monkeypatch.setattr("pipeline.clustering.domains.silhouette_score", lambda d, labels, **rest: measured.append(d.shape) or silhouette_score(d, labels, **rest))
+    monkeypatch.setattr(
+        "pipeline.clustering.domains.silhouette_score",
+        lambda d, labels, **rest: measured.append(d.shape) or silhouette_score(d, labels, **rest),
+    )
     assert adjusted_rand_score(group, split_topic(x, domains(choose="silhouette"), seed=1)) == 1
     assert set(measured) == {(50, 50)}
 
@@ -263,10 +346,14 @@ def test_equal_pictures_are_one_domain(choose):
 
 @pytest.mark.parametrize("choose", ["fixed", "silhouette"])
 def test_topics_of_every_size_and_pairs_outside(choose):
-    """One topic or several, some with fewer pictures than U; a pair outside all topics has no domain."""
+    """One topic or several, some with fewer pictures than U; a pair outside all topics has no
+    domain.
+    """
     x = unit(np.random.default_rng(3).normal(size=(44, 8))).astype(np.float16)
     for sizes in ([40], [30, 8, 2]):
-        topic = np.array([-1] * (44 - sum(sizes)) + [t for t, n in enumerate(sizes) for _ in range(n)])
+        topic = np.array(
+            [-1] * (44 - sum(sizes)) + [t for t, n in enumerate(sizes) for _ in range(n)]
+        )
         domain, counts = find_domains(x, topic, domains(choose=choose), 1, silent)
         assert (domain[topic < 0] == -1).all() and (domain[topic >= 0] >= 0).all()
         assert counts["domains"] == sum(len(set(domain[topic == t])) for t in range(len(sizes)))
@@ -284,11 +371,22 @@ def test_no_topic_to_split_is_explained(outside):
 @pytest.mark.parametrize("topic, count", [([-1, -1, -1, -1], 0), ([0, 0, -1, 0], 1), ([], 0)])
 def test_names_need_two_topics(topic, count):
     counted = count_words(["lion cub", "lion", "red bus", "bus"], label())
-    with pytest.raises(InputError, match=f"there are {count} topics, and names tell two or more apart; lower 'topics.min_cluster_size'"):
+    with pytest.raises(
+        InputError,
+        match=(
+            f"there are {count} topics, and names tell two or more apart; lower "
+            "'topics.min_cluster_size'"
+        ),
+    ):
         describe_counted(counted, np.array(topic, int), label())
 
 
-@pytest.mark.parametrize("captions, least", [(["a lion", "a bus"], 2), (["a lion"], 3), (["the", "of the"], 1)])
+@pytest.mark.parametrize(
+    "captions, least", [(["a lion", "a bus"], 2), (["a lion"], 3), (["the", "of the"], 1)]
+)
 def test_no_word_to_name_topics_with(captions, least):
-    with pytest.raises(InputError, match=f"no word stands in {least} of {len(captions)} captions.*lower 'label.min_captions'"):
+    with pytest.raises(
+        InputError,
+        match=f"no word stands in {least} of {len(captions)} captions.*lower 'label.min_captions'",
+    ):
         count_words(captions, label(min_captions=least))

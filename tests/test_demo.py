@@ -1,4 +1,6 @@
-"""One demo run in a fresh clone, shared by all tests here: what it leaves, and what a change reruns."""
+"""One demo run in a fresh clone, shared by all tests here: what it leaves, and what a change
+reruns.
+"""
 
 import json
 import re
@@ -11,6 +13,7 @@ from html.parser import HTMLParser
 
 import pytest
 from conftest import ENVIRONMENT, clone, run
+
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
@@ -55,7 +58,24 @@ def edit(demo):
 
 def test_a_run_says_what_it_did_and_ends_with_a_table(demo):
     out = demo[1]
-    for stage in ("captions", "download", "index", "features", "filter", "embed", "topics", "label", "domains", "episodes", "metatrain", "benchmark", "tune", "evaluate", "zero_shot", "report"):
+    for stage in (
+        "captions",
+        "download",
+        "index",
+        "features",
+        "filter",
+        "embed",
+        "topics",
+        "label",
+        "domains",
+        "episodes",
+        "metatrain",
+        "benchmark",
+        "tune",
+        "evaluate",
+        "zero_shot",
+        "report",
+    ):
         assert re.search(rf"^{stage}: .*\(\d+\.\d s\)$", out, re.M), stage
     assert "CoOp + GRAM" in out and "cross domain" in out
 
@@ -69,8 +89,14 @@ def test_nothing_to_do_the_second_time(demo):
 
 
 def test_only_the_lock_can_change_in_git(demo):
-    """And it changes only where this machine's libraries give other bits than the one that committed it."""
-    assert set(run("git", "status", "--porcelain", cwd=demo[0]).stdout.split("\n")) <= {"", " M dvc.lock", "?? dvc.lock"}
+    """And it changes only where this machine's libraries give other bits than the one that
+    committed it.
+    """
+    assert set(run("git", "status", "--porcelain", cwd=demo[0]).stdout.split("\n")) <= {
+        "",
+        " M dvc.lock",
+        "?? dvc.lock",
+    }
 
 
 def test_filter_topics_and_domains_against_the_truth(demo):
@@ -85,7 +111,9 @@ def test_filter_topics_and_domains_against_the_truth(demo):
 def test_the_web_was_as_broken_as_it_was_drawn(demo):
     drawn, found = metrics(demo, "draw_web/demo"), metrics(demo, "index")
     assert found["failed_to_download"] == drawn["dead"] > 0
-    assert found["failed_to_resize"] + found.get("broken", 0) == drawn["truncated"] + drawn["page"] > 0
+    assert (
+        found["failed_to_resize"] + found.get("broken", 0) == drawn["truncated"] + drawn["page"] > 0
+    )
 
 
 def test_zero_shot_is_far_from_chance_and_from_perfect(demo):
@@ -95,29 +123,62 @@ def test_zero_shot_is_far_from_chance_and_from_perfect(demo):
 
 
 def test_the_tables_have_every_cell_and_honest_numbers(demo):
-    """Seven methods under every protocol, none missing; recomputed from the per-picture verdicts, by other code."""
+    """Seven methods under every protocol, none missing; recomputed from the per-picture
+    verdicts, by other code.
+    """
     import polars as pl
 
-    report, methods = demo[0] / "data" / "report", ["clip", "cocoop", "coop", "coop_gram", "vpt", "vpt_gram", "unigram"]
+    report, methods = (
+        demo[0] / "data" / "report",
+        ["clip", "cocoop", "coop", "coop_gram", "vpt", "vpt_gram", "unigram"],
+    )
     cells = pl.read_csv(report / "tables.csv")
-    assert cells["missing"].is_null().all() and set(cells["table"].unique()) == {"base_to_new_16", *(f"{t}_broad_{s}" for t in ("cross_domain", "cross_dataset") for s in (16, 4)), "comparison_16", "comparison_4"}
-    verdicts = pl.concat([pl.read_parquet(p).with_columns(method=pl.lit(p.parent.name)) for p in sorted((demo[0] / "data" / "scores").glob("*/*.parquet"))])
+    assert cells["missing"].is_null().all() and set(cells["table"].unique()) == {
+        "base_to_new_16",
+        *(f"{t}_broad_{s}" for t in ("cross_domain", "cross_dataset") for s in (16, 4)),
+        "comparison_16",
+        "comparison_4",
+    }
+    verdicts = pl.concat(
+        [
+            pl.read_parquet(p).with_columns(method=pl.lit(p.parent.name))
+            for p in sorted((demo[0] / "data" / "scores").glob("*/*.parquet"))
+        ]
+    )
     assert sorted(verdicts["method"].unique()) == sorted(methods)
     right = verdicts.with_columns(right=(pl.col("label") == pl.col("predicted")))
 
     def accuracy(method, tuned_on, benchmark, head, shots):
-        rows = right.filter(method=method, tuned_on=tuned_on, benchmark=benchmark, head=head).filter(pl.col("shots").is_in([shots, 0]))
+        rows = right.filter(
+            method=method, tuned_on=tuned_on, benchmark=benchmark, head=head
+        ).filter(pl.col("shots").is_in([shots, 0]))
         assert len(rows)
         return 100 * rows["right"].mean()
 
-    for row in cells.filter(table="base_to_new_16").filter(pl.col("column").is_in(["base", "new"]), pl.col("block") != "average").iter_rows(named=True):
-        assert row["value"] == pytest.approx(accuracy(row["row"], "base", row["block"], row["column"], 16), abs=1e-9)
+    for row in (
+        cells.filter(table="base_to_new_16")
+        .filter(pl.col("column").is_in(["base", "new"]), pl.col("block") != "average")
+        .iter_rows(named=True)
+    ):
+        assert row["value"] == pytest.approx(
+            accuracy(row["row"], "base", row["block"], row["column"], 16), abs=1e-9
+        )
     for table, shots in (("cross_domain_broad_16", 16), ("cross_dataset_broad_4", 4)):
-        for row in cells.filter(table=table).filter(pl.col("column") != "average").iter_rows(named=True):
-            assert row["value"] == pytest.approx(accuracy(row["row"], "all", row["column"], "all", shots), abs=1e-9)
-    average = {(r["row"], r["column"]): r["value"] for r in cells.filter(table="base_to_new_16", block="average").iter_rows(named=True)}
+        for row in (
+            cells.filter(table=table).filter(pl.col("column") != "average").iter_rows(named=True)
+        ):
+            assert row["value"] == pytest.approx(
+                accuracy(row["row"], "all", row["column"], "all", shots), abs=1e-9
+            )
+    average = {
+        (r["row"], r["column"]): r["value"]
+        for r in cells.filter(table="base_to_new_16", block="average").iter_rows(named=True)
+    }
     for method in methods:
-        base, new = (sum(accuracy(method, "base", b, head, 16) for b in ("animals", "things")) / 2 for head in ("base", "new"))
+        base, new = (
+            sum(accuracy(method, "base", b, head, 16) for b in ("animals", "things")) / 2
+            for head in ("base", "new")
+        )
         assert average[method, "H"] == pytest.approx(2 * base * new / (base + new), abs=1e-9)
         assert results(demo)[method]["H"] == pytest.approx(average[method, "H"], abs=1e-4)
 
@@ -135,18 +196,31 @@ def test_zero_shot_scores_are_an_independent_evaluation_s_to_the_picture(demo):
     from pipeline.clip.backbone import load_backbone
 
     backbone = load_backbone(demo[0] / "demo" / "backbone")
-    view = open_clip.image_transform(48, is_train=False, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic")
+    view = open_clip.image_transform(
+        48, is_train=False, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic"
+    )
     verdicts = pl.read_parquet(demo[0] / "data" / "scores" / "clip" / "broad.parquet")
     for benchmark, style in (("broad_sketch", "sketch"), ("broad_neon", "neon")):
         with zipfile.ZipFile(demo[0] / "data" / "world" / "broad.zip") as archive:
             files = sorted(n for n in archive.namelist() if n.startswith(f"test/{style}/"))
             names = sorted({n.split("/")[2] for n in files})
-            head = open_clip.build_zero_shot_classifier(backbone.model, tokenizer=backbone.tokenize, classnames=names, templates=[lambda c: f"a photo of a {c}."])
-            pixels = torch.stack([view(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in files])
+            head = open_clip.build_zero_shot_classifier(
+                backbone.model,
+                tokenizer=backbone.tokenize,
+                classnames=names,
+                templates=[lambda c: f"a photo of a {c}."],
+            )
+            pixels = torch.stack(
+                [view(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in files]
+            )
         with torch.no_grad():
-            predicted = (backbone.model.encode_image(pixels, normalize=True) @ head).argmax(dim=-1).tolist()
+            predicted = (
+                (backbone.model.encode_image(pixels, normalize=True) @ head).argmax(dim=-1).tolist()
+            )
         found = verdicts.filter(benchmark=benchmark).sort("index")
-        assert found["predicted"].to_list() == predicted and found["label"].to_list() == [names.index(n.split("/")[2]) for n in files]
+        assert found["predicted"].to_list() == predicted and found["label"].to_list() == [
+            names.index(n.split("/")[2]) for n in files
+        ]
 
 
 def test_meta_training_started_with_something_to_learn(demo):
@@ -155,22 +229,34 @@ def test_meta_training_started_with_something_to_learn(demo):
 
 
 def test_visual_methods_see_the_pictures_that_the_cached_features_were_made_of(demo):
-    """Views and test pictures, decoded and augmented again, give the cached features (float16) back."""
+    """Views and test pictures, decoded and augmented again, give the cached features (float16)
+    back.
+    """
     import torch
 
     from pipeline.benchmarks.cache import exam_of, few_shots, samples_of, seen_tests
     from pipeline.clip.backbone import load_backbone
     from pipeline.prompts import METHODS
 
-    folder, backbone = demo[0] / "data" / "benchmarks" / "food", load_backbone(demo[0] / "demo" / "backbone")
+    folder, backbone = (
+        demo[0] / "data" / "benchmarks" / "food",
+        load_backbone(demo[0] / "demo" / "backbone"),
+    )
     cached, visual = METHODS["coop"](backbone), METHODS["vpt"](backbone)
-    shots, again = few_shots(folder, cached, "base", 16, 2), few_shots(folder, visual, "base", 16, 2)
+    shots, again = (
+        few_shots(folder, cached, "base", 16, 2),
+        few_shots(folder, visual, "base", 16, 2),
+    )
     assert (shots.labels == again.labels).all() and len(shots.views) == len(again.views) == 10
     index = exam_of(samples_of(folder), "new").index
     with torch.inference_mode():
-        seen = visual.tower.features(visual.look(again.views[7][range(len(again.labels))].unsqueeze(0))[0])
+        seen = visual.tower.features(
+            visual.look(again.views[7][range(len(again.labels))].unsqueeze(0))[0]
+        )
         assert torch.allclose(seen, torch.as_tensor(shots.views[7]), atol=2e-3)
-        for features, patches in zip(seen_tests(folder, cached, index), seen_tests(folder, visual, index), strict=True):
+        for features, patches in zip(
+            seen_tests(folder, cached, index), seen_tests(folder, visual, index), strict=True
+        ):
             assert torch.allclose(features[0], visual.tower.features(patches[0]), atol=2e-3)
 
 
@@ -191,35 +277,90 @@ def test_the_report_needs_nothing_beside_it(demo):
     page = Links()
     page.feed(html)
     assert page.outside == [] and page.pictures > 300
-    assert html.count("<tr data-words=") == metrics(demo, "label")["named"]  # every topic can be found, those without pictures too
-    for words in ("Base to new", "Cross-domain", "Cross-dataset", "4 shots", "CoOp + GRAM", "Topic map", "kept by the filter", "Average"):
+    # every topic can be found, those without pictures too
+    assert html.count("<tr data-words=") == metrics(demo, "label")["named"]
+    for words in (
+        "Base to new",
+        "Cross-domain",
+        "Cross-dataset",
+        "4 shots",
+        "CoOp + GRAM",
+        "Topic map",
+        "kept by the filter",
+        "Average",
+    ):
         assert words in html
 
 
 def test_inner_lr_reruns_meta_training_and_what_follows_from_it(edit):
     folder = edit("params.yaml", "inner_lr: 0.5", "inner_lr: 1e-02")  # as DVC writes numbers
     meta = ("coop_gram", "vpt_gram", "unigram")
-    assert would_run(folder) == {"report"} | {f"{s}@{m}" for s in ("metatrain", "evaluate_meta") for m in meta} | {f"tune_meta@{b}-{m}" for b in ("animals", "things", "broad") for m in meta}
+    assert would_run(folder) == {"report"} | {
+        f"{s}@{m}" for s in ("metatrain", "evaluate_meta") for m in meta
+    } | {f"tune_meta@{b}-{m}" for b in ("animals", "things", "broad") for m in meta}
 
 
 def test_min_cluster_size_starts_at_topics(edit):
     stages = would_run(edit("params.yaml", "min_cluster_size: 12", "min_cluster_size: 20"))
-    assert {"topics", "label", "domains", "check@demo", "episodes@shifted", "metatrain@coop_gram", "report"} <= stages
-    assert not stages & {"captions", "download", "index", "features", "filter", "embed", "start@coop", "benchmark@food", "tune@food-coop"}
+    assert {
+        "topics",
+        "label",
+        "domains",
+        "check@demo",
+        "episodes@shifted",
+        "metatrain@coop_gram",
+        "report",
+    } <= stages
+    assert not stages & {
+        "captions",
+        "download",
+        "index",
+        "features",
+        "filter",
+        "embed",
+        "start@coop",
+        "benchmark@food",
+        "tune@food-coop",
+    }
 
 
 def test_one_methods_entry_reruns_that_method(edit):
-    stages = would_run(edit("params.yaml", "regulator: affine, order: second}", "regulator: identity, order: second}"))
-    assert stages == {"metatrain@coop_gram", "evaluate_meta@coop_gram", "report"} | {f"tune_meta@{b}-coop_gram" for b in ("animals", "things", "broad")}
-    stages = would_run(edit("params.yaml", "title: CoOp}\n    vpt:", "title: CoOp again}\n    vpt:"))
-    assert {"start@coop", "report"} <= stages and not stages & {"metatrain@coop_gram", "start@vpt", "tune@animals-vpt", "tune_meta@animals-coop_gram", "zero_shot@clip"}
+    stages = would_run(
+        edit(
+            "params.yaml",
+            "regulator: affine, order: second}",
+            "regulator: identity, order: second}",
+        )
+    )
+    assert stages == {"metatrain@coop_gram", "evaluate_meta@coop_gram", "report"} | {
+        f"tune_meta@{b}-coop_gram" for b in ("animals", "things", "broad")
+    }
+    stages = would_run(
+        edit("params.yaml", "title: CoOp}\n    vpt:", "title: CoOp again}\n    vpt:")
+    )
+    assert {"start@coop", "report"} <= stages and not stages & {
+        "metatrain@coop_gram",
+        "start@vpt",
+        "tune@animals-vpt",
+        "tune_meta@animals-coop_gram",
+        "zero_shot@clip",
+    }
 
 
 def test_one_benchmarks_entry_reruns_that_benchmark(edit):
     """Its pictures are encoded, and it is judged again; nothing else is encoded or tuned."""
-    stages = would_run(edit("params.yaml", 'animals: {path: data/world/animals.zip, template: "a photo of a {}."', 'animals: {path: data/world/animals.zip, template: "a picture of a {}."'))
+    stages = would_run(
+        edit(
+            "params.yaml",
+            'animals: {path: data/world/animals.zip, template: "a photo of a {}."',
+            'animals: {path: data/world/animals.zip, template: "a picture of a {}."',
+        )
+    )
     assert {"benchmark@animals", "tune@animals-coop", "evaluate@coop", "zero_shot@clip"} <= stages
-    assert not {s for s in stages if "things" in s or "broad" in s} and not stages & {"metatrain@coop_gram", "topics"}
+    assert not {s for s in stages if "things" in s or "broad" in s} and not stages & {
+        "metatrain@coop_gram",
+        "topics",
+    }
 
 
 def test_a_protocol_reruns_its_own_tuning(edit):
@@ -238,25 +379,48 @@ def test_code_reruns_the_stages_that_it_concerns(edit):
         run("dvc", "repro", "code", cwd=folder)
         stages = would_run(folder)
         assert "metatrain@coop_gram" in stages
-        assert not stages & {"captions", "download", "index", "features", "filter", "embed", "topics", "label", "domains", "gallery", "episodes@shifted", "benchmark@food"}
+        assert not stages & {
+            "captions",
+            "download",
+            "index",
+            "features",
+            "filter",
+            "embed",
+            "topics",
+            "label",
+            "domains",
+            "gallery",
+            "episodes@shifted",
+            "benchmark@food",
+        }
     finally:
         run("git", "checkout", "--quiet", "pipeline", cwd=folder)
         run("dvc", "repro", "code", cwd=folder)
 
 
 def test_importing_the_code_makes_nothing_stale(demo):
-    run(sys.executable, "-c", "import pipeline.schema, pipeline.world.sites", cwd=demo[0], PYTHONDONTWRITEBYTECODE="")
+    run(
+        sys.executable,
+        "-c",
+        "import pipeline.schema, pipeline.world.sites",
+        cwd=demo[0],
+        PYTHONDONTWRITEBYTECODE="",
+    )
     assert list((demo[0] / "pipeline").rglob("__pycache__")) and would_run(demo[0]) == set()
 
 
 def test_a_study_runs_what_the_main_chain_runs_and_compares_it(demo, tmp_path):
-    """CoOp's run equals tune and evaluate of the main file, to the picture; the page has every part."""
+    """CoOp's run equals tune and evaluate of the main file, to the picture; the page has every
+    part.
+    """
     import polars as pl
 
     folder, runs = demo[0], tmp_path / "runs"
     text = (folder / "params.yaml").read_text()
     start, end = text.index("\nstudy:\n"), text.index("\nreport:\n")
-    text = text[:start] + """
+    text = (
+        text[:start]
+        + """
 study:
   seeds: [1, 2]
   episodes: {shifted: {support: one_domain, tasks: 300, confusable: 0.5}}
@@ -269,26 +433,96 @@ study:
   benchmarks: [animals, things]
   shots: 16
   pairs: [[coop_gram, coop]]
-""" + text[end:]
+"""
+        + text[end:]
+    )
     (tmp_path / "params.yaml").write_text(text)
     common = ("--params", tmp_path / "params.yaml")
     for seed in (1, 2):
-        run(sys.executable, "stages/episodes.py", *common, "--name", "shifted", "--seed", seed, "--domains", "data/domains.parquet", "--labels", "data/labels.parquet", "--features", "data/features",
-            "--pairs", "data/pairs.parquet", "--shards", "data/shards", "--out", tmp_path / "episodes" / "shifted" / str(seed), cwd=folder)
-        run(sys.executable, "stages/study_direct.py", *common, "--name", "coop", "--seed", seed, "--benchmarks", "data/benchmarks", "--out", runs / "coop" / str(seed), cwd=folder)
-        run(sys.executable, "stages/study_meta.py", *common, "--name", "coop_gram", "--seed", seed, "--episodes", tmp_path / "episodes", "--benchmarks", "data/benchmarks",
-            "--out", runs / "coop_gram" / str(seed), cwd=folder)
+        run(
+            sys.executable,
+            "stages/episodes.py",
+            *common,
+            "--name",
+            "shifted",
+            "--seed",
+            seed,
+            "--domains",
+            "data/domains.parquet",
+            "--labels",
+            "data/labels.parquet",
+            "--features",
+            "data/features",
+            "--pairs",
+            "data/pairs.parquet",
+            "--shards",
+            "data/shards",
+            "--out",
+            tmp_path / "episodes" / "shifted" / str(seed),
+            cwd=folder,
+        )
+        run(
+            sys.executable,
+            "stages/study_direct.py",
+            *common,
+            "--name",
+            "coop",
+            "--seed",
+            seed,
+            "--benchmarks",
+            "data/benchmarks",
+            "--out",
+            runs / "coop" / str(seed),
+            cwd=folder,
+        )
+        run(
+            sys.executable,
+            "stages/study_meta.py",
+            *common,
+            "--name",
+            "coop_gram",
+            "--seed",
+            seed,
+            "--episodes",
+            tmp_path / "episodes",
+            "--benchmarks",
+            "data/benchmarks",
+            "--out",
+            runs / "coop_gram" / str(seed),
+            cwd=folder,
+        )
         for benchmark in ("animals", "things"):
             found = pl.read_parquet(runs / "coop" / str(seed) / f"{benchmark}.parquet")
-            assert seed != 1 or found.equals(pl.read_parquet(folder / "data" / "scores" / "coop" / f"{benchmark}.parquet"))
+            assert seed != 1 or found.equals(
+                pl.read_parquet(folder / "data" / "scores" / "coop" / f"{benchmark}.parquet")
+            )
             assert set(found["seed"]) == {seed}
-    done = run(sys.executable, "stages/compare.py", *common, "--runs", runs, "--out", tmp_path / "report", cwd=folder)
+    done = run(
+        sys.executable,
+        "stages/compare.py",
+        *common,
+        "--runs",
+        runs,
+        "--out",
+        tmp_path / "report",
+        cwd=folder,
+    )
     assert "CoOp + GRAM − CoOp" in done.stdout
     html = (tmp_path / "report" / "study.html").read_text()
     for part in ('id="runs-base"', 'id="epochs-new"', 'id="agreement"', "Fig 3b"):
         assert part in html
     shutil.rmtree(runs / "coop" / "2")
-    done = run(sys.executable, "stages/compare.py", *common, "--runs", runs, "--out", tmp_path / "report", cwd=folder, check=False)
+    done = run(
+        sys.executable,
+        "stages/compare.py",
+        *common,
+        "--runs",
+        runs,
+        "--out",
+        tmp_path / "report",
+        cwd=folder,
+        check=False,
+    )
     assert done.returncode == 1 and "coop/2: missing" in done.stderr
 
 
@@ -296,9 +530,29 @@ study:
 def test_an_interrupted_stage_exits_non_zero_and_leaves_nothing(demo, tmp_path, signal_):
     """And meta-training goes on from its checkpoint to the same result, to the byte."""
     folder = demo[0]
-    (tmp_path / "params.yaml").write_text((folder / "params.yaml").read_text().replace("checkpoint_every: 50", "checkpoint_every: 5").replace("meta_steps: 300", "meta_steps: 40"))
-    command = [sys.executable, "stages/metatrain.py", "--params", tmp_path / "params.yaml", "--name", "coop_gram", "--episodes", "data/episodes/shifted"]
-    child = subprocess.Popen([*map(str, command), "--out", tmp_path / "out"], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    (tmp_path / "params.yaml").write_text(
+        (folder / "params.yaml")
+        .read_text()
+        .replace("checkpoint_every: 50", "checkpoint_every: 5")
+        .replace("meta_steps: 300", "meta_steps: 40")
+    )
+    command = [
+        sys.executable,
+        "stages/metatrain.py",
+        "--params",
+        tmp_path / "params.yaml",
+        "--name",
+        "coop_gram",
+        "--episodes",
+        "data/episodes/shifted",
+    ]
+    child = subprocess.Popen(
+        [*map(str, command), "--out", tmp_path / "out"],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.time() + 120
     while time.time() < deadline and not list(tmp_path.glob(".partial/*/checkpoint.safetensors")):
         time.sleep(0.05)
@@ -314,9 +568,25 @@ def test_an_interrupted_stage_exits_non_zero_and_leaves_nothing(demo, tmp_path, 
 def test_a_damaged_artifact_stops_the_next_stage_with_one_message(demo, tmp_path):
     whole = (demo[0] / "data" / "topics.parquet").read_bytes()
     (tmp_path / "topics.parquet").write_bytes(whole[: len(whole) // 2])
-    done = run(sys.executable, "stages/label.py", "--kept", "data/kept.parquet", "--topics", tmp_path / "topics.parquet", "--clusters", tmp_path / "clusters.parquet", "--out", tmp_path / "labels.parquet", cwd=demo[0], check=False)
+    done = run(
+        sys.executable,
+        "stages/label.py",
+        "--kept",
+        "data/kept.parquet",
+        "--topics",
+        tmp_path / "topics.parquet",
+        "--clusters",
+        tmp_path / "clusters.parquet",
+        "--out",
+        tmp_path / "labels.parquet",
+        cwd=demo[0],
+        check=False,
+    )
     assert done.returncode == 1 and not (tmp_path / "labels.parquet").exists()
-    assert "topics.parquet: not a complete Parquet file" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "topics.parquet: not a complete Parquet file" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_every_stage_explains_itself(demo):
@@ -336,11 +606,19 @@ def test_the_paper_profile_plans_without_any_data(tmp_path):
     other = clone(tmp_path / "clone")
     shutil.copy2(other / "profiles" / "paper.yaml", other / "params.yaml")
     stages = run("dvc", "stage", "list", "--name-only", cwd=other).stdout.split()
-    assert {"metatrain@unigram", "tune@imagenet-cocoop", "tune_meta@dtd-vpt_gram", "benchmark@imagenet_a", "evaluate@cocoop"} <= set(stages)
+    assert {
+        "metatrain@unigram",
+        "tune@imagenet-cocoop",
+        "tune_meta@dtd-vpt_gram",
+        "benchmark@imagenet_a",
+        "evaluate@cocoop",
+    } <= set(stages)
     assert not [s for s in stages if s.startswith("draw")]
     plan = run("dvc", "repro", "--dry", "--force", cwd=other)
     planned = re.findall(r"Running stage '([^']+)'", plan.stdout)
-    assert set(planned) == set(stages) and planned.index("benchmark@imagenet") < planned.index("tune@imagenet-coop") < planned.index("evaluate@coop") < planned.index("report")
+    assert set(planned) == set(stages) and planned.index("benchmark@imagenet") < planned.index(
+        "tune@imagenet-coop"
+    ) < planned.index("evaluate@coop") < planned.index("report")
     assert not (other / "data").exists()
     shutil.copy2(other / "study" / "stages.yaml", other / "study" / "dvc.yaml")
     study = run("dvc", "stage", "list", "--name-only", "study/dvc.yaml", cwd=other).stdout

@@ -1,4 +1,6 @@
-"""Tasks: support from one domain, query from all, disjoint, reproducible; shards that read back as written."""
+"""Tasks: support from one domain, query from all, disjoint, reproducible; shards that read back
+as written.
+"""
 
 import gc
 import itertools
@@ -54,7 +56,18 @@ def test_query_is_uniform_over_domains_of_unlike_sizes():
     topic = np.concatenate([topic, topic + 1])
     domain = np.concatenate([domain, domain])
     nearest = np.array([[0, 1], [1, 0]])
-    tasks = sample_tasks(topic, domain, nearest, tasks=400, ways=2, shots=4, queries=6, one_domain=True, confusable=0, seed=0)
+    tasks = sample_tasks(
+        topic,
+        domain,
+        nearest,
+        tasks=400,
+        ways=2,
+        shots=4,
+        queries=6,
+        one_domain=True,
+        confusable=0,
+        seed=0,
+    )
     share = np.mean([domain[t.query].mean() for t in tasks])
     assert share == pytest.approx(0.5, abs=0.03)  # by pictures it would be 0.25
 
@@ -66,9 +79,14 @@ def test_uniform_support_mixes_domains(pool):
 
 
 def test_same_seed_same_tasks_other_seed_others(pool):
-    same = [np.array_equal(a.support, b.support) and np.array_equal(a.query, b.query) for a, b in zip(draw(pool), draw(pool))]
+    same = [
+        np.array_equal(a.support, b.support) and np.array_equal(a.query, b.query)
+        for a, b in zip(draw(pool), draw(pool))
+    ]
     assert all(same)
-    assert not all(np.array_equal(a.topics, b.topics) for a, b in zip(draw(pool), draw(pool, seed=4)))
+    assert not all(
+        np.array_equal(a.topics, b.topics) for a, b in zip(draw(pool), draw(pool, seed=4))
+    )
 
 
 def test_confusable_tasks_stay_among_neighbours(pool):
@@ -88,8 +106,17 @@ def test_too_few_topics_say_what_to_lower(pool):
 def test_too_few_topics_to_draw_from():
     settings = Episodes(support="one_domain", tasks=3, confusable=0.5)
     for names in ([], ["lion"]):
-        pool = Pool(np.zeros(8 * len(names), int), np.zeros(8 * len(names), int), names, [], np.zeros((8 * len(names), 4), np.float16))
-        with pytest.raises(InputError, match=f"only {len(names)} topics, but 'ways' is 2; lower 'ways', or make more topics"):
+        pool = Pool(
+            np.zeros(8 * len(names), int),
+            np.zeros(8 * len(names), int),
+            names,
+            [],
+            np.zeros((8 * len(names), 4), np.float16),
+        )
+        with pytest.raises(
+            InputError,
+            match=f"only {len(names)} topics, but 'ways' is 2; lower 'ways', or make more topics",
+        ):
             draw_from(pool, settings, ways=2, shots=1, queries=1, seed=0)
 
 
@@ -103,7 +130,11 @@ def drawn(pool):
     topic, domain, _ = pool
     features = np.random.default_rng(1).normal(size=(len(topic), 8)).astype(np.float16)
     keys = [f"k{i:04d}" for i in range(len(topic))]
-    return Pool(topic, domain, [f"name {t}" for t in range(TOPICS)], keys, features), [f"jpeg of {k}".encode() * 20 for k in keys], draw(pool, tasks=7)
+    return (
+        Pool(topic, domain, [f"name {t}" for t in range(TOPICS)], keys, features),
+        [f"jpeg of {k}".encode() * 20 for k in keys],
+        draw(pool, tasks=7),
+    )
 
 
 def write(drawn, out, read=None):
@@ -137,7 +168,8 @@ def contents(folder):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 2.5 * 50 * (8 * 2 + 13 * 20))  # two and a half of these tasks
+    # two and a half of these tasks
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2.5 * 50 * (8 * 2 + 13 * 20))
 
 
 def test_any_number_of_threads_writes_the_same_bytes(drawn, tmp_path, monkeypatch, small_shards):
@@ -164,7 +196,8 @@ def test_writing_goes_on_where_it_was_cut_off(drawn, tmp_path, monkeypatch, smal
 
     def read(rows, fails=False):
         asked.append(tuple(rows))
-        if fails and tuple(rows) == tuple(drawn[2][4].rows) and asked.count(asked[-1]) == 2:  # the first time it is only sized
+        # the first time it is only sized
+        if fails and tuple(rows) == tuple(drawn[2][4].rows) and asked.count(asked[-1]) == 2:
             raise InputError("00002.tar: it ends inside a picture")
         return [drawn[1][r] for r in rows]
 
@@ -175,7 +208,8 @@ def test_writing_goes_on_where_it_was_cut_off(drawn, tmp_path, monkeypatch, smal
     assert {"00000.parquet", "00001.parquet"} <= done and "00002.parquet" not in done
     asked.clear()
     assert contents(write(drawn, tmp_path / "cut", read)) == expected
-    assert [asked.count(tuple(task.rows)) for task in drawn[2][:6]] == [1, 1, 1, 1, 2, 2]  # each is sized; shards that are there are not made again
+    # each is sized; shards that are there are not made again
+    assert [asked.count(tuple(task.rows)) for task in drawn[2][:6]] == [1, 1, 1, 1, 2, 2]
 
 
 def test_a_shard_cut_at_any_byte_is_named(written):

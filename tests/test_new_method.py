@@ -1,4 +1,6 @@
-"""A prompt method that nobody foresaw: a few lines here, and meta-training, regulator and tuning take it as it is."""
+"""A prompt method that nobody foresaw: a few lines here, and meta-training, regulator and tuning
+take it as it is.
+"""
 
 import numpy as np
 import pytest
@@ -34,13 +36,20 @@ class Tint(FixedText):
     sees_pixels = True
 
     def initial(self, count, generator, words=None):
-        return {"colour": torch.zeros(3, 1), "border": random_rows(3 * count, 48, generator, self.backbone.device)}
+        return {
+            "colour": torch.zeros(3, 1),
+            "border": random_rows(3 * count, 48, generator, self.backbone.device),
+        }
 
     def image_features(self, tokens, seen):
         T, n = seen.shape[:2]
-        border = F.pad(tokens["border"].unflatten(1, (3, -1)), (0, 0, 0, 48 - tokens["border"].shape[1] // 3))
+        border = F.pad(
+            tokens["border"].unflatten(1, (3, -1)), (0, 0, 0, 48 - tokens["border"].shape[1] // 3)
+        )
         painted = seen + (tokens["colour"].unsqueeze(-1) + border).unsqueeze(1)
-        return self.backbone.model.encode_image(painted.flatten(0, 1), normalize=True).unflatten(0, (T, n))
+        return self.backbone.model.encode_image(painted.flatten(0, 1), normalize=True).unflatten(
+            0, (T, n)
+        )
 
 
 NEW = {"shift": Shift, "tint": Tint}
@@ -59,7 +68,13 @@ def episodes(tmp_path_factory):
 def few_shots(method, episodes):
     """The first task's support as a dataset: names, views (n, …) and labels."""
     task = next(read_episodes(episodes, pictures=True))
-    views = np.stack([method.backbone.test_view(open_picture(p)).numpy() for p in task.support_pictures]) if method.sees_pixels else task.support
+    views = (
+        np.stack(
+            [method.backbone.test_view(open_picture(p)).numpy() for p in task.support_pictures]
+        )
+        if method.sees_pixels
+        else task.support
+    )
     return task.names, views, task.support_labels
 
 
@@ -67,12 +82,19 @@ def few_shots(method, episodes):
 def test_meta_training_takes_it(backbone, episodes, tmp_path, name):
     method = NEW[name](backbone)
     numbers, batch, rate = (set(range(12)), 12, 0.005) if name == "shift" else ({0, 1}, 2, 0.05)
-    theta, phi, curve = train(method, episodes, tmp_path / "work", steps=7, batch=batch, outer_lr=rate, regulator_lr=rate)
+    theta, phi, curve = train(
+        method, episodes, tmp_path / "work", steps=7, batch=batch, outer_lr=rate, regulator_lr=rate
+    )
     begin = tensors_of(*start(method))
-    assert phi.keys() == {f"{k}.{part}" for k in theta for part in ("W_gamma", "b_gamma", "W_beta", "b_beta")}
+    assert phi.keys() == {
+        f"{k}.{part}" for k in theta for part in ("W_gamma", "b_gamma", "W_beta", "b_beta")
+    }
     for key, after in tensors_of(theta, phi).items():
         assert not torch.equal(after, begin[key]), key
-    first, last = (one_step(method, episodes, numbers, theta_phi=at).figures["query_loss"] for at in (start(method), (theta, phi)))
+    first, last = (
+        one_step(method, episodes, numbers, theta_phi=at).figures["query_loss"]
+        for at in (start(method), (theta, phi))
+    )
     assert last < first and curve[0]["query_loss"] == pytest.approx(first, rel=1e-5)
     assert curve[0]["raw_agreement"] != curve[0]["regulated_agreement"]
 
@@ -82,7 +104,9 @@ def test_its_meta_gradient_is_exact(backbone, episodes):
     method, inner = Shift(backbone), InnerStep(0.5, 2, True, "rms")
     found = one_step(method, episodes, {2}, inner=inner)
     task = list(read_episodes(episodes))[2]
-    text = backbone.model.encode_text(backbone.tokenize([f"a photo of a {n}." for n in task.names]), normalize=True)
+    text = backbone.model.encode_text(
+        backbone.tokenize([f"a photo of a {n}." for n in task.names]), normalize=True
+    )
 
     def loss(tokens, features, labels):
         images = F.normalize(torch.from_numpy(features) + tokens["shift"], dim=-1)
@@ -95,7 +119,9 @@ def test_its_meta_gradient_is_exact(backbone, episodes):
             tokens = {k: tokens[k] - 0.5 * step[k][0] for k in tokens}
         return loss(tokens, task.query, task.query_labels)
 
-    theta, phi = torch.func.grad(query_loss, argnums=(0, 1))(*({k: v.detach() for k, v in part.items()} for part in start(method)))
+    theta, phi = torch.func.grad(query_loss, argnums=(0, 1))(
+        *({k: v.detach() for k, v in part.items()} for part in start(method))
+    )
     assert found.figures["query_loss"] == pytest.approx(query_loss(*start(method)).item(), rel=1e-4)
     for ours, expected in ((found.theta, theta), (found.phi, phi)):
         assert cosine(ours, expected) > 1 - 1e-6
@@ -112,7 +138,9 @@ def test_tuning_takes_it(backbone, episodes, name):
 
     def loss(tokens):
         tokens = {k: v.unsqueeze(0) for k, v in tokens.items()}
-        logits = method.logits(tokens, method.prepare([names]), method.look(torch.from_numpy(views).unsqueeze(0)))[0]
+        logits = method.logits(
+            tokens, method.prepare([names]), method.look(torch.from_numpy(views).unsqueeze(0))
+        )[0]
         return F.cross_entropy(logits, torch.from_numpy(labels))
 
     # One epoch is one step here: θ − warmup_lr · (R^φ(g) + weight_decay · θ).
@@ -137,13 +165,21 @@ def test_its_start_is_stored_and_found_again(backbone, tmp_path, monkeypatch):
     theta, phi = start(Shift(backbone))
     save_start(Start("shift", 1, theta, phi, "rms"), tmp_path)
     found = load_start(tmp_path)
-    again = method_of({"prompt": found.prompt, "depth": str(found.depth)}, backbone, "a drawing of a {}.")
+    again = method_of(
+        {"prompt": found.prompt, "depth": str(found.depth)}, backbone, "a drawing of a {}."
+    )
     assert type(again) is Shift and again.template == "a drawing of a {}."
-    assert all(torch.equal(found.theta[k], theta[k]) for k in theta) and found.phi.keys() == phi.keys()
+    assert (
+        all(torch.equal(found.theta[k], theta[k]) for k in theta) and found.phi.keys() == phi.keys()
+    )
 
 
 def test_it_resumes_like_the_others(backbone, episodes, tmp_path):
-    whole = train(Shift(backbone), episodes, tmp_path / "whole", steps=6, outer=outer(checkpoint_every=2))
+    whole = train(
+        Shift(backbone), episodes, tmp_path / "whole", steps=6, outer=outer(checkpoint_every=2)
+    )
     train(Shift(backbone), episodes, tmp_path / "parts", steps=2, outer=outer(checkpoint_every=2))
-    parts = train(Shift(backbone), episodes, tmp_path / "parts", steps=6, outer=outer(checkpoint_every=2))
+    parts = train(
+        Shift(backbone), episodes, tmp_path / "parts", steps=6, outer=outer(checkpoint_every=2)
+    )
     assert whole[2] == parts[2] and all(torch.equal(whole[0][k], parts[0][k]) for k in whole[0])

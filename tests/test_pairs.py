@@ -26,10 +26,17 @@ from pipeline.pairs.download import download
 from pipeline.pairs.features import extract_features
 from pipeline.pairs.index import failure_reasons, index_pairs
 from pipeline.pairs.local_site import serve
-from pipeline.pairs.noise import filter_pairs, least_score, match_scores, mixture_crossing, near_duplicates
+from pipeline.pairs.noise import (
+    filter_pairs,
+    least_score,
+    match_scores,
+    mixture_crossing,
+    near_duplicates,
+)
 from pipeline.pairs.params import Download, Filter
 from pipeline.pairs.reading import locate_pictures, read_image_features, read_pictures
 from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS, features_schema
+
 
 def QUIET(items, label, total=None):
     return tqdm(items, total=total, disable=True)
@@ -43,25 +50,50 @@ def jpeg(seed, size=40):
 
 
 def settings(**changes):
-    return Download(**(dict(image_size=64, shard_rows=20, timeout=20, retries=0, private_addresses=False, min_success=0.5) | changes))
+    return Download(
+        **(
+            dict(
+                image_size=64,
+                shard_rows=20,
+                timeout=20,
+                retries=0,
+                private_addresses=False,
+                min_success=0.5,
+            )
+            | changes
+        )
+    )
 
 
 def captions(path, urls):
     keys = [f"k{i:03d}" for i in range(len(urls))]
-    write_table(pa.table([keys, [f"picture {i}" for i in range(len(urls))], urls], schema=CAPTIONS), path, CAPTIONS)
+    write_table(
+        pa.table([keys, [f"picture {i}" for i in range(len(urls))], urls], schema=CAPTIONS),
+        path,
+        CAPTIONS,
+    )
     return path
 
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory):
-    """50 links into a zip: 44 good, 2 gone, 1 cut off, 1 page, 1 file: URL, 1 that climbs out of the site."""
+    """50 links into a zip: 44 good, 2 gone, 1 cut off, 1 page, 1 file: URL, 1 that climbs out of
+    the site.
+    """
     top = tmp_path_factory.mktemp("fetched")
     with zipfile.ZipFile(top / "site.zip", "w") as site:
         for i in range(44):
             site.writestr(f"{i}.jpg", jpeg(i))
         site.writestr("cut.jpg", jpeg(99)[:300])
         site.writestr("page.jpg", "<!doctype html><p>moved")
-    urls = [f"{i}.jpg" for i in range(44)] + ["gone1.jpg", "gone2.jpg", "cut.jpg", "page.jpg", "file:///etc/hostname", "../../etc/hostname"]
+    urls = [f"{i}.jpg" for i in range(44)] + [
+        "gone1.jpg",
+        "gone2.jpg",
+        "cut.jpg",
+        "page.jpg",
+        "file:///etc/hostname",
+        "../../etc/hostname",
+    ]
     table = captions(top / "captions.parquet", urls)
     for run in ("one", "two"):
         (top / run).mkdir()
@@ -71,11 +103,21 @@ def fetched(tmp_path_factory):
 
 def test_every_link_is_accounted_for(fetched):
     top, table, counts = fetched
-    assert counts == {"links": 50, "shards": 3, "success": 44, "failed_to_download": 4, "failed_to_resize": 2}
+    assert counts == {
+        "links": 50,
+        "shards": 3,
+        "success": 44,
+        "failed_to_download": 4,
+        "failed_to_resize": 2,
+    }
     pairs, statuses = index_pairs(table, top / "one", QUIET)
     assert statuses["success"] == 44 and len(pairs) == 50
     error = dict(zip(pairs["key"].to_pylist(), pairs["error"].to_pylist()))
-    assert error["k044"].startswith("HTTP Error 404") and error["k048"] == "not a http(s) URL" and error["k049"].startswith("HTTP Error 404")
+    assert (
+        error["k044"].startswith("HTTP Error 404")
+        and error["k048"] == "not a http(s) URL"
+        and error["k049"].startswith("HTTP Error 404")
+    )
 
 
 def test_two_downloads_give_the_same_bytes(fetched):
@@ -102,7 +144,9 @@ def test_pictures_are_found_by_the_headers_alone(fetched):
     rows = np.array([3, 39, 20, 43])
     found = locate_pictures(fetched[0] / "one", keys, names, rows, QUIET)
     assert found.read(rows) == [jpeg(i) for i in rows]
-    assert np.flatnonzero(found.offset >= 0).tolist() == sorted(rows) and found.size[20] == len(jpeg(20))
+    assert np.flatnonzero(found.offset >= 0).tolist() == sorted(rows) and found.size[20] == len(
+        jpeg(20)
+    )
 
 
 def test_pictures_that_cannot_be_found(fetched, tmp_path):
@@ -119,9 +163,12 @@ def test_pictures_that_cannot_be_found(fetched, tmp_path):
     end = int(found.offset[19] + found.size[19])
     for cut in (0, 100, 700, *range(1000, end, 1500), end - 1):
         (tmp_path / "00000.tar").write_bytes(whole[:cut])
-        with pytest.raises(InputError, match="00000.tar: (not a complete tar file|holds no picture)"):
+        with pytest.raises(
+            InputError, match="00000.tar: (not a complete tar file|holds no picture)"
+        ):
             locate_pictures(tmp_path, keys, names, np.arange(20), QUIET)
-        with pytest.raises(InputError, match="00000.tar: not a complete tar file"):  # cut after it was looked into
+        # cut after it was looked into
+        with pytest.raises(InputError, match="00000.tar: not a complete tar file"):
             found.read(np.arange(20))
 
 
@@ -130,7 +177,11 @@ def test_image_features_come_in_the_order_of_the_keys(tmp_path):
     keys, schema = [f"k{i}" for i in range(9)], features_schema(4)
     for shard, rows in enumerate((range(0, 4), range(4, 9))):
         vectors = to_vectors(values[list(rows)])
-        write_table(pa.table([[keys[i] for i in rows], vectors, vectors], schema=schema), tmp_path / f"{shard:05d}.parquet", schema)
+        write_table(
+            pa.table([[keys[i] for i in rows], vectors, vectors], schema=schema),
+            tmp_path / f"{shard:05d}.parquet",
+            schema,
+        )
     found = read_image_features(tmp_path, pl.Series(["k7", "k0", "k4"]))
     assert found.dtype == np.float16 and np.array_equal(found, values[[7, 0, 4]])
     with pytest.raises(InputError, match="holds no features of pair 'k9'"):
@@ -141,7 +192,9 @@ def test_a_server_that_is_down(tmp_path):
     port = free_port()
     table = captions(tmp_path / "c.parquet", [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(5)])
     (tmp_path / "work").mkdir()
-    with pytest.raises(InputError, match=r"only 0.0% of 5 links.*Connection refused.*Is the server up\?"):
+    with pytest.raises(
+        InputError, match=r"only 0.0% of 5 links.*Connection refused.*Is the server up\?"
+    ):
         download(table, None, tmp_path / "work", settings(private_addresses=True), 1, 4, QUIET)
 
 
@@ -152,7 +205,9 @@ def test_nothing_to_ask_for(tmp_path):
         download(table, None, tmp_path / "work", settings(), 1, 4, QUIET)
 
 
-@pytest.mark.parametrize("path", ["../secret.txt", "%2e%2e/secret.txt", "a/../../secret.txt", "/etc/hostname"])
+@pytest.mark.parametrize(
+    "path", ["../secret.txt", "%2e%2e/secret.txt", "a/../../secret.txt", "/etc/hostname"]
+)
 def test_the_local_site_does_not_serve_its_neighbours(tmp_path, path):
     import http.client
 
@@ -179,7 +234,11 @@ class Site(ThreadingHTTPServer):
                 time.sleep(delay)
                 self.send_response(302 if redirect else 200)
                 content = b"" if redirect else jpeg(int(self.path[1:-4]))
-                for name, value in (*headers, *([("Location", redirect + self.path)] if redirect else []), ("Content-Length", str(len(content)))):
+                for name, value in (
+                    *headers,
+                    *([("Location", redirect + self.path)] if redirect else []),
+                    ("Content-Length", str(len(content))),
+                ):
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
@@ -197,7 +256,15 @@ class Site(ThreadingHTTPServer):
 
 def reasons(tmp_path, urls, **changes):
     (tmp_path / "work").mkdir()
-    download(captions(tmp_path / "c.parquet", urls), None, tmp_path / "work", settings(min_success=0.0, **changes), 1, 4, QUIET)
+    download(
+        captions(tmp_path / "c.parquet", urls),
+        None,
+        tmp_path / "work",
+        settings(min_success=0.0, **changes),
+        1,
+        4,
+        QUIET,
+    )
     return read_table(tmp_path / "work" / "fetched.parquet", FETCHED)["error"].to_pylist()
 
 
@@ -205,23 +272,53 @@ def test_private_addresses_are_not_asked(tmp_path):
     """Whatever the name that leads there."""
     site = Site()
     port = site.server_address[1]
-    urls = [f"http://{host}:{port}/1.jpg" for host in ("127.0.0.1", "localhost", "[::1]", "2130706433", "0.0.0.0", "169.254.169.254", "10.0.0.1")]
-    assert all("private address refused" in error for error in reasons(tmp_path, urls)) and not site.asked
+    urls = [
+        f"http://{host}:{port}/1.jpg"
+        for host in (
+            "127.0.0.1",
+            "localhost",
+            "[::1]",
+            "2130706433",
+            "0.0.0.0",
+            "169.254.169.254",
+            "10.0.0.1",
+        )
+    ]
+    assert (
+        all("private address refused" in error for error in reasons(tmp_path, urls))
+        and not site.asked
+    )
 
 
 def test_private_addresses_on_request(tmp_path):
     site = Site()
-    assert reasons(tmp_path, site.links(3), private_addresses=True) == [None] * 3 and len(site.asked) == 3
+    assert (
+        reasons(tmp_path, site.links(3), private_addresses=True) == [None] * 3
+        and len(site.asked) == 3
+    )
 
 
 def test_a_redirect_leads_to_no_private_address(tmp_path):
     """The one server stands for a public one, which sends us to another on the same machine."""
     inside = Site()
     outside = Site(redirect=inside.base)
-    script = "import runpy, sys; sys.argv[0] = 'fetch'; runpy.run_module('pipeline.pairs.fetch', run_name='__mp_main__'); import urllib.request as u; print(u.urlopen(sys.argv[1]).status)"
+    script = (
+        "import runpy, sys; sys.argv[0] = 'fetch'; runpy.run_module('pipeline.pairs.fetch', "
+        "run_name='__mp_main__'); import urllib.request as u; "
+        "print(u.urlopen(sys.argv[1]).status)"
+    )
     for allowed, words in ((outside, "private address refused"), (None, "200")):
-        environment = os.environ | {"FETCH_ALLOWED": allowed.base.removeprefix("http://") if allowed else "*"}
-        done = subprocess.run([sys.executable, "-c", script, outside.links(1)[0]], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        environment = os.environ | {
+            "FETCH_ALLOWED": allowed.base.removeprefix("http://") if allowed else "*"
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", script, outside.links(1)[0]],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert words in done.stdout + done.stderr
         assert len(inside.asked) == (0 if allowed else 1)
     assert len(outside.asked) == 2
@@ -234,14 +331,33 @@ def test_who_opts_out_is_left_alone(tmp_path, header):
     assert found == ["Use of image disallowed by X-Robots-Tag directive"] * 2
 
 
-@pytest.mark.parametrize("signal_", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signal_", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_interrupted_and_resumed(tmp_path, signal_):
-    """In the middle: nothing goes on downloading. The second run fetches only what was not finished, and gives the same artifact."""
+    """In the middle: nothing goes on downloading. The second run fetches only what was not
+    finished, and gives the same artifact.
+    """
     site = Site(delay=0.05)
     table = captions(tmp_path / "c.parquet", site.links(120))
-    text = (ROOT / "params.yaml").read_text().replace("shard_rows: 1000", "shard_rows: 20").replace("pictures: pictures.zip", "pictures: null").replace("private_addresses: false", "private_addresses: true")
+    text = (
+        (ROOT / "params.yaml")
+        .read_text()
+        .replace("shard_rows: 1000", "shard_rows: 20")
+        .replace("pictures: pictures.zip", "pictures: null")
+        .replace("private_addresses: false", "private_addresses: true")
+    )
     (tmp_path / "params.yaml").write_text(text)
-    command = [sys.executable, "stages/download.py", "--params", tmp_path / "params.yaml", "--captions", table, "--out", tmp_path / "shards"]
+    command = [
+        sys.executable,
+        "stages/download.py",
+        "--params",
+        tmp_path / "params.yaml",
+        "--captions",
+        table,
+        "--out",
+        tmp_path / "shards",
+    ]
     environment = os.environ | {"DOWNLOAD_PROCESSES": "1", "DOWNLOAD_THREADS": "2"}
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     work = None
@@ -257,13 +373,17 @@ def test_interrupted_and_resumed(tmp_path, signal_):
     time.sleep(1)
     assert len(site.asked) == before
     assert not (tmp_path / "shards").exists() and 2 <= len(finished) < 6
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     site.shutdown()
     assert done.returncode == 0, done.stderr
     again = {int(path[1:-4]) // 20 for path in site.asked[before:]}
     assert again == set(range(6)) - set(finished)
     assert len(read_table(tmp_path / "shards" / "fetched.parquet", FETCHED)) == 120
-    assert sum(1 for s in sorted((tmp_path / "shards").glob("*.tar")) for _ in read_pictures(s)) == 120
+    assert (
+        sum(1 for s in sorted((tmp_path / "shards").glob("*.tar")) for _ in read_pictures(s)) == 120
+    )
 
 
 def encoded(picture, kind, **options):
@@ -279,15 +399,33 @@ def odd_pictures():
     palette = Image.new("P", (100, 100), 1)
     palette.putpalette([255, 0, 0, 0, 0, 255])
     grey16 = Image.fromarray(np.full((100, 100), 100 * 257, np.uint16))
-    broad = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 100, 3), dtype=np.uint8)), "JPEG")
+    broad = encoded(
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 100, 3), dtype=np.uint8)),
+        "JPEG",
+    )
     red, blue = Image.new("RGB", (100, 100), "red"), Image.new("RGB", (100, 100), "blue")
     return {
-        "one_pixel": (encoded(Image.new("RGB", (1, 1), "red"), "PNG"), "success", (1, 1), (254, 0, 0)),
+        "one_pixel": (
+            encoded(Image.new("RGB", (1, 1), "red"), "PNG"),
+            "success",
+            (1, 1),
+            (254, 0, 0),
+        ),
         "huge": (encoded(Image.new("L", (20_000, 20_000)), "PNG"), "failed_to_resize", None, None),
-        "animated": (encoded(red, "GIF", save_all=True, append_images=[blue]), "success", (64, 64), (254, 0, 0)),
+        "animated": (
+            encoded(red, "GIF", save_all=True, append_images=[blue]),
+            "success",
+            (64, 64),
+            (254, 0, 0),
+        ),
         "cmyk": (encoded(plain.convert("CMYK"), "JPEG"), "success", (96, 64), (200, 100, 50)),
         "sixteen_bits": (encoded(grey16, "PNG"), "success", (64, 64), (100, 100, 100)),
-        "see_through": (encoded(palette, "PNG", transparency=1), "success", (64, 64), (255, 255, 255)),
+        "see_through": (
+            encoded(palette, "PNG", transparency=1),
+            "success",
+            (64, 64),
+            (255, 255, 255),
+        ),
         "cut_small": (jpeg(1)[:-20], "failed_to_resize", None, None),
         "cut_large": (broad[: len(broad) * 9 // 10], "failed_to_resize", None, None),
         "nothing": (b"", "failed_to_resize", None, None),
@@ -295,7 +433,9 @@ def odd_pictures():
 
 
 def test_odd_pictures_on_the_real_road(tmp_path):
-    """Each is a picture of what it shows, or a counted failure; the huge one is refused by its header, and never decoded."""
+    """Each is a picture of what it shows, or a counted failure; the huge one is refused by its
+    header, and never decoded.
+    """
     found = odd_pictures()
     (tmp_path / "site").mkdir()
     for name, (content, *_) in found.items():
@@ -307,28 +447,61 @@ def test_odd_pictures_on_the_real_road(tmp_path):
     rows = pl.from_arrow(pairs)
     pictures = dict(read_pictures(tmp_path / "work" / "00000.tar"))
     for (name, (_, status, size, colour)), row in zip(found.items(), rows.iter_rows(named=True)):
-        assert (row["status"], row["width"] and (row["width"], row["height"])) == (status, size), name
+        assert (row["status"], row["width"] and (row["width"], row["height"])) == (status, size), (
+            name
+        )
         if colour:
-            mean = np.asarray(Image.open(io.BytesIO(pictures[row["key"]])).convert("RGB")).mean((0, 1))
+            mean = np.asarray(Image.open(io.BytesIO(pictures[row["key"]])).convert("RGB")).mean(
+                (0, 1)
+            )
             assert abs(mean - colour).max() <= 3, (name, mean)
     assert failure_reasons(rows)["more than 50 million pixels"] == 1
     write_table(pairs, tmp_path / "pairs.parquet", PAIRS)
     (tmp_path / "features").mkdir()
-    assert extract_features(tmp_path / "pairs.parquet", tmp_path / "work", tmp_path / "features", ROOT / "demo" / "backbone", QUIET)[0] == rows["status"].eq("success").sum()
+    assert (
+        extract_features(
+            tmp_path / "pairs.parquet",
+            tmp_path / "work",
+            tmp_path / "features",
+            ROOT / "demo" / "backbone",
+            QUIET,
+        )[0]
+        == rows["status"].eq("success").sum()
+    )
 
 
 def test_a_shard_cut_anywhere_is_noticed(fetched, tmp_path):
-    """Between two files too, where tarfile sees nothing. A cut among the zeros at the end loses nothing."""
+    """Between two files too, where tarfile sees nothing. A cut among the zeros at the end loses
+    nothing.
+    """
     whole = (fetched[0] / "one" / "00002.tar").read_bytes()
     everything = list(read_pictures(fetched[0] / "one" / "00002.tar"))
     content = len(whole.rstrip(b"\0"))
     end = -(-content // 512) * 512
-    cuts = {0, 1, 511, 512, 513, 1024, content - 1, end - 512, end, end + 511, end + 512, end + 1024, len(whole) - 1}
-    cuts |= set(range(0, end, 512 * 7)) | {int(c) for c in np.random.default_rng(0).integers(0, len(whole), 100)}
+    cuts = {
+        0,
+        1,
+        511,
+        512,
+        513,
+        1024,
+        content - 1,
+        end - 512,
+        end,
+        end + 511,
+        end + 512,
+        end + 1024,
+        len(whole) - 1,
+    }
+    cuts |= set(range(0, end, 512 * 7)) | {
+        int(c) for c in np.random.default_rng(0).integers(0, len(whole), 100)
+    }
     for cut in sorted(cuts):
         (tmp_path / "00000.tar").write_bytes(whole[:cut])
         try:
-            assert list(read_pictures(tmp_path / "00000.tar")) == everything and cut >= end + 512, cut
+            assert list(read_pictures(tmp_path / "00000.tar")) == everything and cut >= end + 512, (
+                cut
+            )
         except InputError as error:
             assert cut < end + 512 and "00000.tar: not a complete tar file" in str(error), cut
 
@@ -344,7 +517,9 @@ def test_damage_within_a_shard_is_noticed(fetched, tmp_path):
 
 
 def test_a_folder_with_tars_as_a_site(tmp_path):
-    """Their members are served, and nothing beside the folder, whatever a member or a link is called."""
+    """Their members are served, and nothing beside the folder, whatever a member or a link is
+    called.
+    """
     import http.client
 
     (tmp_path / "site" / "sub.tar").mkdir(parents=True)
@@ -359,28 +534,62 @@ def test_a_folder_with_tars_as_a_site(tmp_path):
             link = tarfile.TarInfo("link.jpg")
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
             tar.addfile(link)
-    wanted = {"00000.tar/1.jpg": b"abc", "00000.tar/a%20b/%C3%A9%3F.png": b"abc", "00000.tar/../secret.txt": b"abc", "sub.tar/plain.jpg": b"plain"} | dict.fromkeys(
-        ["00000.tar/2.jpg", "00000.tar/link.jpg", "../00000.tar/1.jpg", "%2e%2e/00000.tar/1.jpg", "1.tar/1.jpg", "../secret.txt"])
+    wanted = {
+        "00000.tar/1.jpg": b"abc",
+        "00000.tar/a%20b/%C3%A9%3F.png": b"abc",
+        "00000.tar/../secret.txt": b"abc",
+        "sub.tar/plain.jpg": b"plain",
+    } | dict.fromkeys(
+        [
+            "00000.tar/2.jpg",
+            "00000.tar/link.jpg",
+            "../00000.tar/1.jpg",
+            "%2e%2e/00000.tar/1.jpg",
+            "1.tar/1.jpg",
+            "../secret.txt",
+        ]
+    )
     with serve(tmp_path / "site") as base:
         for path, content in wanted.items():
             connection = http.client.HTTPConnection(base.removeprefix("http://").rstrip("/"))
             connection.request("GET", "/" + path)
             answer = connection.getresponse()
-            assert (answer.status, answer.read()) == ((200, content) if content else (404, b"")), path
+            assert (answer.status, answer.read()) == ((200, content) if content else (404, b"")), (
+                path
+            )
 
 
 def test_failed_links_are_asked_again(fetched, tmp_path):
-    """And no others: the shards stay, a new one follows them, and every link is accounted for as before."""
+    """And no others: the shards stay, a new one follows them, and every link is accounted for as
+    before.
+    """
     top, table, counts = fetched
     shutil.copytree(top / "one", tmp_path / "shards")
     (tmp_path / "site").mkdir()
     for name in ("0", "gone1", "cut", "page"):
         (tmp_path / "site" / f"{name}.jpg").write_bytes(jpeg(1000))
-    text = (ROOT / "params.yaml").read_text().replace("path: data/world/demo", f"path: {tmp_path}").replace("pictures: pictures.zip", "pictures: site")
+    text = (
+        (ROOT / "params.yaml")
+        .read_text()
+        .replace("path: data/world/demo", f"path: {tmp_path}")
+        .replace("pictures: pictures.zip", "pictures: site")
+    )
     (tmp_path / "params.yaml").write_text(text)
-    command = [sys.executable, "stages/download.py", "--params", tmp_path / "params.yaml", "--captions", table, "--out", tmp_path / "shards", "--retry-failed"]
+    command = [
+        sys.executable,
+        "stages/download.py",
+        "--params",
+        tmp_path / "params.yaml",
+        "--captions",
+        table,
+        "--out",
+        tmp_path / "shards",
+        "--retry-failed",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "45 of 50 pictures fetched in 4 shards; 3 links dead, 2 not pictures" in done.stdout, done.stderr
+    assert "45 of 50 pictures fetched in 4 shards; 3 links dead, 2 not pictures" in done.stdout, (
+        done.stderr
+    )
     after = {p.name: p.read_bytes() for p in (tmp_path / "shards").iterdir()}
     assert after | {p.name: p.read_bytes() for p in (top / "one").glob("*.tar")} == after
     assert sorted(after) == ["00000.tar", "00001.tar", "00002.tar", "00003.tar", "fetched.parquet"]
@@ -392,17 +601,39 @@ def test_failed_links_are_asked_again(fetched, tmp_path):
 def test_asked_again_only_for_the_same_captions_and_if_any_failed(fetched, tmp_path):
     top, table, _ = fetched
     with pytest.raises(InputError, match="was fetched for other captions"):
-        download(captions(tmp_path / "d.parquet", ["1.jpg"]), top / "site.zip", tmp_path, settings(), 1, 4, QUIET, earlier=top / "one")
-    whole = read_table(top / "one" / "fetched.parquet", FETCHED).set_column(1, "status", pa.array(["success"] * 50))
+        download(
+            captions(tmp_path / "d.parquet", ["1.jpg"]),
+            top / "site.zip",
+            tmp_path,
+            settings(),
+            1,
+            4,
+            QUIET,
+            earlier=top / "one",
+        )
+    whole = read_table(top / "one" / "fetched.parquet", FETCHED).set_column(
+        1, "status", pa.array(["success"] * 50)
+    )
     write_table(whole, tmp_path / "fetched.parquet", FETCHED)
     with pytest.raises(InputError, match="nothing to ask again"):
         download(table, top / "site.zip", tmp_path, settings(), 1, 4, QUIET, earlier=tmp_path)
 
 
 def test_reasons_are_counted_without_their_wrapping():
-    errors = ["<urlopen error [Errno 111] Connection refused>", "<urlopen error timed out>", "[Errno 111] Connection refused", "x", "y", None]
+    errors = [
+        "<urlopen error [Errno 111] Connection refused>",
+        "<urlopen error timed out>",
+        "[Errno 111] Connection refused",
+        "x",
+        "y",
+        None,
+    ]
     pairs = pl.DataFrame({"status": ["failed_to_download"] * 5 + ["success"], "error": errors})
-    assert failure_reasons(pairs, most=2) == {"Connection refused": 2, "timed out": 1, "other reasons": 2}
+    assert failure_reasons(pairs, most=2) == {
+        "Connection refused": 2,
+        "timed out": 1,
+        "other reasons": 2,
+    }
 
 
 def unit(x):
@@ -419,11 +650,26 @@ def test_csls_by_brute_force():
     assert np.allclose(match_scores(image, text, "cosine", 4), np.diag(similarity), atol=1e-6)
 
 
-FILTER = dict(min_words=2, min_characters=6, max_characters=20, min_side=32, max_aspect=3, duplicate_similarity=0.999, exact_up_to=10**6, recall=0.95, score="csls", neighbours=10)
+FILTER = dict(
+    min_words=2,
+    min_characters=6,
+    max_characters=20,
+    min_side=32,
+    max_aspect=3,
+    duplicate_similarity=0.999,
+    exact_up_to=10**6,
+    recall=0.95,
+    score="csls",
+    neighbours=10,
+)
 
 
 def of(similarity, **others):
-    return Filter(**FILTER | {"duplicate_similarity": similarity, "select": "threshold", "threshold": 0.0} | others)
+    return Filter(
+        **FILTER
+        | {"duplicate_similarity": similarity, "select": "threshold", "threshold": 0.0}
+        | others
+    )
 
 
 def test_the_first_of_near_duplicates_stays():
@@ -437,18 +683,29 @@ def test_copies_are_found_in_cells_too():
     x = rng.normal(size=(1500, 16))
     x[1000:] = x[rng.integers(0, 1000, 500)] + 0.15 * rng.normal(size=(500, 16))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)[rng.permutation(1500)]
-    exact, cells = near_duplicates(x, of(0.95)), near_duplicates(x, of(0.95, exact_up_to=100, recall=0.99))
-    assert exact.sum() > 480 and (exact & cells).sum() >= 0.99 * exact.sum() and not (cells & ~exact).any()
+    exact, cells = (
+        near_duplicates(x, of(0.95)),
+        near_duplicates(x, of(0.95, exact_up_to=100, recall=0.99)),
+    )
+    assert (
+        exact.sum() > 480
+        and (exact & cells).sum() >= 0.99 * exact.sum()
+        and not (cells & ~exact).any()
+    )
 
 
 def two_groups(wrong=0.2, n=4000):
     rng = np.random.default_rng(3)
-    return np.concatenate([rng.normal(0.0, 0.1, int(n * wrong)), rng.normal(1.0, 0.2, n - int(n * wrong))]).astype(np.float32)
+    return np.concatenate(
+        [rng.normal(0.0, 0.1, int(n * wrong)), rng.normal(1.0, 0.2, n - int(n * wrong))]
+    ).astype(np.float32)
 
 
 @pytest.mark.parametrize("mismatch", [0.1, 0.5, 0.9])
 def test_the_mixture_s_crossing_is_the_densities_own(mismatch):
-    """Of N(0, 0.1²) with a fifth of the pairs and N(1, 0.2²) with the rest, found without knowing either."""
+    """Of N(0, 0.1²) with a fifth of the pairs and N(1, 0.2²) with the rest, found without
+    knowing either.
+    """
     density = lambda x, mean, sd: np.exp(-(((x - mean) / sd) ** 2) / 2) / sd
     x = np.linspace(0, 1, 100001)
     wrong, right = 0.2 * density(x, 0.0, 0.1), 0.8 * density(x, 1.0, 0.2)
@@ -458,17 +715,25 @@ def test_the_mixture_s_crossing_is_the_densities_own(mismatch):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_of_one_kind_have_no_crossing(seed):
-    with pytest.raises(InputError, match="do not fall into two groups.*choose another 'filter.select'"):
+    with pytest.raises(
+        InputError, match="do not fall into two groups.*choose another 'filter.select'"
+    ):
         mixture_crossing(np.random.default_rng(seed).normal(size=3000).astype(np.float32), 0.5)
 
 
 def test_three_ways_to_select():
     scores = two_groups()
-    chosen = {select: least_score(scores, Filter(**FILTER | {"select": select, "threshold": value})) for select, value in (("threshold", 0.3), ("quantile", 0.2), ("mixture", 0.5))}
+    chosen = {
+        select: least_score(scores, Filter(**FILTER | {"select": select, "threshold": value}))
+        for select, value in (("threshold", 0.3), ("quantile", 0.2), ("mixture", 0.5))
+    }
     assert chosen["threshold"] == 0.3
     assert (scores < chosen["quantile"]).mean() == pytest.approx(0.2, abs=0.001)
     assert (scores < chosen["mixture"]).mean() == pytest.approx(0.2, abs=0.01)
-    with pytest.raises(ValueError, match="with 'select: mixture', 'threshold' is a share between 0 and 1, but it is -0.76"):
+    with pytest.raises(
+        ValueError,
+        match="with 'select: mixture', 'threshold' is a share between 0 and 1, but it is -0.76",
+    ):
         Filter(**FILTER | {"select": "mixture", "threshold": -0.76})
 
 
@@ -477,9 +742,36 @@ def test_captions_are_judged_by_their_length(tmp_path):
     texts = ["a cat", "cat on a mat", "cat " * 25_000, "catonamat", "a cat sits on a mat!"]
     count = len(texts)
     keys = [f"k{i}" for i in range(count)]
-    pairs = pa.table([keys, texts, ["success"] * count, [None] * count, ["00000.tar"] * count, [64] * count, [64] * count, [1] * count, keys], schema=PAIRS)
+    pairs = pa.table(
+        [
+            keys,
+            texts,
+            ["success"] * count,
+            [None] * count,
+            ["00000.tar"] * count,
+            [64] * count,
+            [64] * count,
+            [1] * count,
+            keys,
+        ],
+        schema=PAIRS,
+    )
     write_table(pairs, tmp_path / "pairs.parquet", PAIRS)
     (tmp_path / "features").mkdir()
-    write_table(pa.table([pa.array(keys), to_vectors(np.eye(count)), to_vectors(np.eye(count))], schema=features_schema(count)), tmp_path / "features" / "00000.parquet", features_schema(count))
-    kept, counts = filter_pairs(tmp_path / "pairs.parquet", tmp_path / "features", Filter(**FILTER | {"score": "cosine", "select": "threshold", "threshold": 0.5}))
-    assert kept["reason"].to_pylist() == ["short caption", "", "long caption", "short caption", ""] and counts["long_caption"] == 1
+    write_table(
+        pa.table(
+            [pa.array(keys), to_vectors(np.eye(count)), to_vectors(np.eye(count))],
+            schema=features_schema(count),
+        ),
+        tmp_path / "features" / "00000.parquet",
+        features_schema(count),
+    )
+    kept, counts = filter_pairs(
+        tmp_path / "pairs.parquet",
+        tmp_path / "features",
+        Filter(**FILTER | {"score": "cosine", "select": "threshold", "threshold": 0.5}),
+    )
+    assert (
+        kept["reason"].to_pylist() == ["short caption", "", "long caption", "short caption", ""]
+        and counts["long_caption"] == 1
+    )

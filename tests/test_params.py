@@ -31,18 +31,57 @@ def test_json_schema_is_up_to_date():
     assert json.loads(JSON_SCHEMA.read_text()) == json.loads(json.dumps(Params.model_json_schema()))
 
 
-@pytest.mark.parametrize("old, new, words", [
-    ("\ninner_lr:", "\ninner_lrr:", ["unknown parameter 'inner_lrr'", "did you mean 'inner_lr'"]),
-    ("  min_cluster_size: 12", "  min_clster_size: 12", ["unknown parameter 'topics.min_clster_size'", "did you mean 'min_cluster_size'", "'topics.min_cluster_size' is missing"]),
-    ("  min_cluster_size: 12", "  min_cluster_size: twelve", ["'topics.min_cluster_size'", "valid integer", "'twelve'"]),
-    ("  min_cluster_size: 12", "  min_cluster_size: 1", ["'topics.min_cluster_size'", "greater than or equal to 2"]),
-    ("  selection: leaf", "  selection: leef", ["'topics.selection'", "'eom' or 'leaf'", "'leef'"]),
-    ("inner_lr: 0.5", "inner_lr: '0.1'", ["'inner_lr'", "'0.1'"]),
-    ("inner_lr: 0.5", "inner_lr: -0.1", ["'inner_lr'", "greater than 0"]),
-    ("episodes: shifted, regulator: affine", "episodes: shiftd, regulator: affine", ["methods.meta.coop_gram.episodes", "'shiftd'", "shifted"]),
-    ('path: data/world/animals.zip, template: "a photo of a {}."', 'path: data/world/animals.zip, template: "a photo"', ["benchmarks.animals.template", "{}"]),
-    ("animals: {path: data/world/animals.zip,", "animals: {layout: imagenet21k, path: data/world/animals.zip,", ["benchmarks.animals.layout", "'imagenet21k'"]),
-])
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        (
+            "\ninner_lr:",
+            "\ninner_lrr:",
+            ["unknown parameter 'inner_lrr'", "did you mean 'inner_lr'"],
+        ),
+        (
+            "  min_cluster_size: 12",
+            "  min_clster_size: 12",
+            [
+                "unknown parameter 'topics.min_clster_size'",
+                "did you mean 'min_cluster_size'",
+                "'topics.min_cluster_size' is missing",
+            ],
+        ),
+        (
+            "  min_cluster_size: 12",
+            "  min_cluster_size: twelve",
+            ["'topics.min_cluster_size'", "valid integer", "'twelve'"],
+        ),
+        (
+            "  min_cluster_size: 12",
+            "  min_cluster_size: 1",
+            ["'topics.min_cluster_size'", "greater than or equal to 2"],
+        ),
+        (
+            "  selection: leaf",
+            "  selection: leef",
+            ["'topics.selection'", "'eom' or 'leaf'", "'leef'"],
+        ),
+        ("inner_lr: 0.5", "inner_lr: '0.1'", ["'inner_lr'", "'0.1'"]),
+        ("inner_lr: 0.5", "inner_lr: -0.1", ["'inner_lr'", "greater than 0"]),
+        (
+            "episodes: shifted, regulator: affine",
+            "episodes: shiftd, regulator: affine",
+            ["methods.meta.coop_gram.episodes", "'shiftd'", "shifted"],
+        ),
+        (
+            'path: data/world/animals.zip, template: "a photo of a {}."',
+            'path: data/world/animals.zip, template: "a photo"',
+            ["benchmarks.animals.template", "{}"],
+        ),
+        (
+            "animals: {path: data/world/animals.zip,",
+            "animals: {layout: imagenet21k, path: data/world/animals.zip,",
+            ["benchmarks.animals.layout", "'imagenet21k'"],
+        ),
+    ],
+)
 def test_one_clear_error(tmp_path, old, new, words):
     path = edited(tmp_path, old, new)
     with pytest.raises(InputError) as error:
@@ -56,7 +95,12 @@ def test_one_clear_error(tmp_path, old, new, words):
 def test_a_stage_refuses_an_unknown_key_by_itself(tmp_path):
     """Even a stage that does not read the mistyped key, and without a traceback."""
     path = edited(tmp_path, "\ninner_lr:", "\niner_lr: 0.1\ninner_lr:")
-    done = subprocess.run([sys.executable, "stages/captions.py", "--params", path, "--out", tmp_path / "c.parquet"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "stages/captions.py", "--params", path, "--out", tmp_path / "c.parquet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert "unknown parameter 'iner_lr'; did you mean 'inner_lr'?" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "c.parquet").exists()
@@ -70,7 +114,9 @@ def test_missing_and_unreadable_files(tmp_path):
         check(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("written, value", [("1e-05", 1e-5), ("1e-5", 1e-5), ("2", 2.0), ("0.01", 0.01)])
+@pytest.mark.parametrize(
+    "written, value", [("1e-05", 1e-5), ("1e-5", 1e-5), ("2", 2.0), ("0.01", 0.01)]
+)
 def test_numbers_as_dvc_writes_them(tmp_path, written, value):
     """DVC turns -S inner_lr=1e-5 into `1e-05`, which a YAML 1.1 reader takes for a string."""
     path = edited(tmp_path, "inner_lr: 0.5", f"inner_lr: {written}")

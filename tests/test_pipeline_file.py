@@ -45,7 +45,9 @@ SCRIPTS = sorted((ROOT / "stages").glob("[a-z]*.py"))
 
 @pytest.mark.parametrize("name", [n for n in STAGES if n != "code"])
 def test_depends_on_its_own_code(name):
-    assert [d for d in body(name)["deps"] if d.startswith("data/code/")] == [f"data/code/{script(name).stem}.json"]
+    assert [d for d in body(name)["deps"] if d.startswith("data/code/")] == [
+        f"data/code/{script(name).stem}.json"
+    ]
 
 
 ASK = """
@@ -64,21 +66,40 @@ print(json.dumps(found))
 
 def test_the_digests_cover_what_python_loads():
     """Fewer files would leave results stale. What a script loads is asked of the interpreter."""
-    done = subprocess.run([sys.executable, "-c", ASK, *map(str, SCRIPTS)], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *map(str, SCRIPTS)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     for script_, files in json.loads(done.stdout).items():
         names = {str(Path(f).relative_to(ROOT)) for f in files if Path(f).stat().st_size}
-        assert len(names) > 5 and {n for n in names if not n.startswith(WATCHING)} <= set(digests(Path(script_))), script_
+        assert len(names) > 5 and {n for n in names if not n.startswith(WATCHING)} <= set(
+            digests(Path(script_))
+        ), script_
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_the_digests_cover_nothing_else(path):
-    """More files would recompute for nothing: each is named by an import of another one that is covered."""
+    """More files would recompute for nothing: each is named by an import of another one that is
+    covered.
+    """
     covered = [path, *(ROOT / name for name in closure(path))]
     text = "\n".join(p.read_text() for p in covered)
     for name in closure(path):
-        module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".").removeprefix("stages.")
+        module = (
+            name.removesuffix(".py")
+            .removesuffix("/__init__")
+            .replace("/", ".")
+            .removeprefix("stages.")
+        )
         package, _, last = module.rpartition(".")
-        assert re.search(rf"(from|import) {re.escape(module)}\b|from {re.escape(package) or 'x'} import .*\b{last}\b", text), name
+        assert re.search(
+            rf"(from|import) {re.escape(module)}\b"
+            rf"|from {re.escape(package) or 'x'} import .*\b{last}\b",
+            text,
+        ), name
 
 
 def test_a_digest_changes_with_meaning_alone(tmp_path, monkeypatch):
@@ -87,7 +108,9 @@ def test_a_digest_changes_with_meaning_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(code, "ROOT", tmp_path)
     found = []
-    for number, text in enumerate(["a = 1 + 2\n", '"""What."""\n# why\na = (1 +\n     2)\n', "a = 1 - 2\n"]):
+    for number, text in enumerate(
+        ["a = 1 + 2\n", '"""What."""\n# why\na = (1 +\n     2)\n', "a = 1 - 2\n"]
+    ):
         path = tmp_path / str(number) / "s.py"
         path.parent.mkdir()
         path.write_text(text)
@@ -97,14 +120,23 @@ def test_a_digest_changes_with_meaning_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_declares_exactly_the_parameters_it_reads(name):
-    """The script can read only what READS lists (load_params hands out nothing else), and uses all of it."""
+    """The script can read only what READS lists (load_params hands out nothing else), and uses
+    all of it.
+    """
     path = script(name)
-    declared = {re.sub(r"\$\{(key|item\.(benchmark|method|kind))\}", "{name}", k) for k in body(name).get("params", [])}
+    declared = {
+        re.sub(r"\$\{(key|item\.(benchmark|method|kind))\}", "{name}", k)
+        for k in body(name).get("params", [])
+    }
     listed = reads(path)
     named = re.search(r"--table (\S+)", body(name)["cmd"])
     table = named.group(1) if named else {"episodes": "episodes"}.get(path.stem, "labelled")
     assert declared == {key.replace("{table}", table) for key, _ in listed.values()}
-    used = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "p"}
+    used = {
+        n.attr
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "p"
+    }
     # `fingerprint((p, …))` uses them all, but naming each keeps the script readable
     assert used == set(listed)
 
@@ -127,26 +159,81 @@ def test_every_input_and_output_stands_in_the_command():
 
 
 def test_the_lock_has_no_stage_that_is_gone():
-    """DVC never forgets one by itself, and reads and writes the whole file for every stage that it runs."""
-    known = subprocess.run([Path(sys.executable).with_name("dvc"), "stage", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    """DVC never forgets one by itself, and reads and writes the whole file for every stage that
+    it runs.
+    """
+    known = subprocess.run(
+        [Path(sys.executable).with_name("dvc"), "stage", "list", "--name-only"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     assert set(YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]) <= set(known)
 
 
 def test_a_change_in_gram_leaves_clustering_alone():
-    for name in ("download", "features", "filter", "embed", "topics", "label", "domains", "episodes"):
-        assert not [d for d in closure(script(name)) if d.startswith(("pipeline/gram/", "pipeline/prompts/", "pipeline/report/"))], name
+    for name in (
+        "download",
+        "features",
+        "filter",
+        "embed",
+        "topics",
+        "label",
+        "domains",
+        "episodes",
+    ):
+        assert not [
+            d
+            for d in closure(script(name))
+            if d.startswith(("pipeline/gram/", "pipeline/prompts/", "pipeline/report/"))
+        ], name
 
 
 def test_no_parameter_is_interpolated_into_a_command():
-    """Only names of table entries are: a value in the command would be tracked as text, not as a parameter."""
+    """Only names of table entries are: a value in the command would be tracked as text, not as a
+    parameter.
+    """
     for name in STAGES:
         found = set(re.findall(r"\$\{([^}]*)\}", body(name)["cmd"]))
-        assert found <= {"key", "item.method", "item.benchmark", "item.episodes", "item.kind", "item.seed"}, name
+        assert found <= {
+            "key",
+            "item.method",
+            "item.benchmark",
+            "item.episodes",
+            "item.kind",
+            "item.seed",
+        }, name
 
 
 def test_rooms_point_one_way():
-    """stages → rooms → artifacts and params; see docs/architecture.md for the order of the rooms."""
-    order = ["errors", "params", "artifacts", "tracking", "stage", "engine", "neighbours", "clip", "pairs", "sources", "clustering", "episodes", "prompts", "benchmarks", "gram", "world", "report", "schema", "code", "merge_lock", "sweep", "verify_cache"]
+    """stages → rooms → artifacts and params; see docs/architecture.md for the order of the
+    rooms.
+    """
+    order = [
+        "errors",
+        "params",
+        "artifacts",
+        "tracking",
+        "stage",
+        "engine",
+        "neighbours",
+        "clip",
+        "pairs",
+        "sources",
+        "clustering",
+        "episodes",
+        "prompts",
+        "benchmarks",
+        "gram",
+        "world",
+        "report",
+        "schema",
+        "code",
+        "merge_lock",
+        "sweep",
+        "verify_cache",
+    ]
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         room = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(path.read_text())):

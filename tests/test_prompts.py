@@ -1,4 +1,6 @@
-"""The prompt methods in float64: against plain loops over open_clip's modules, and how their tokens begin."""
+"""The prompt methods in float64: against plain loops over open_clip's modules, and how their
+tokens begin.
+"""
 
 import dataclasses
 
@@ -17,22 +19,32 @@ def backbone():
     return small_backbone(text_layers=3, vision_layers=3)
 
 
-DEPTHS = [*((kind, 1) for kind in KINDS), *((kind, depth) for kind in ("coop", "vpt", "joint", "coupled") for depth in (2, 3))]
+DEPTHS = [
+    *((kind, 1) for kind in KINDS),
+    *((kind, depth) for kind in ("coop", "vpt", "joint", "coupled") for depth in (2, 3)),
+]
 
 
 def differing(world):
     """Tokens of T tasks that are all different, without gradients."""
     generator = torch.Generator().manual_seed(8)
-    return {k: v.detach() + 0.2 * torch.randn(T, *v.shape, generator=generator, dtype=v.dtype) for k, v in world.theta.items()}
+    return {
+        k: v.detach() + 0.2 * torch.randn(T, *v.shape, generator=generator, dtype=v.dtype)
+        for k, v in world.theta.items()
+    }
 
 
 @pytest.mark.parametrize("kind, depth", DEPTHS)
 def test_logits_equal_a_plain_loop(backbone, kind, depth):
-    """Task by task; CoCoOp picture by picture; deep tokens replaced between open_clip's own blocks."""
+    """Task by task; CoCoOp picture by picture; deep tokens replaced between open_clip's own
+    blocks.
+    """
     world = World(backbone, kind, depth=depth)
     tokens = differing(world)
     per_layer = TOKENS[kind] // 2 if kind == "joint" else TOKENS[kind]
-    assert all(len(v) == depth * per_layer for k, v in world.theta.items() if k in ("text", "image"))
+    assert all(
+        len(v) == depth * per_layer for k, v in world.theta.items() if k in ("text", "image")
+    )
     with torch.no_grad():
         ours = world.logits(tokens, "query")
         for t in range(T):
@@ -59,16 +71,24 @@ def test_the_order_of_visual_tokens_does_not_matter(backbone, kind, depth):
     world = World(backbone, kind, depth=depth)
     tokens = differing(world)
     per_layer = tokens["image"].shape[1] // depth
-    turned = tokens | {"image": tokens["image"].unflatten(1, (depth, -1)).roll(1, dims=2).flatten(1, 2)}
+    turned = tokens | {
+        "image": tokens["image"].unflatten(1, (depth, -1)).roll(1, dims=2).flatten(1, 2)
+    }
     assert per_layer > 1 and not torch.equal(turned["image"], tokens["image"])
     with torch.no_grad():
-        assert torch.allclose(world.logits(turned, "query"), world.logits(tokens, "query"), atol=1e-10)
+        assert torch.allclose(
+            world.logits(turned, "query"), world.logits(tokens, "query"), atol=1e-10
+        )
         if depth > 1:
             swapped = tokens | {"image": tokens["image"].roll(per_layer, dims=1)}
-            assert not torch.allclose(world.logits(swapped, "query"), world.logits(tokens, "query"), atol=1e-4)
+            assert not torch.allclose(
+                world.logits(swapped, "query"), world.logits(tokens, "query"), atol=1e-4
+            )
         if "text" in tokens:
             other = tokens | {"text": tokens["text"].roll(1, dims=1)}
-            assert not torch.allclose(world.logits(other, "query"), world.logits(tokens, "query"), atol=1e-4)
+            assert not torch.allclose(
+                world.logits(other, "query"), world.logits(tokens, "query"), atol=1e-4
+            )
 
 
 def test_a_joint_prompt_divides_its_tokens_evenly(backbone):
@@ -83,20 +103,26 @@ def test_a_joint_prompt_divides_its_tokens_evenly(backbone):
 @pytest.mark.parametrize("kind", ["vpt", "joint", "coupled"])
 def test_more_layers_than_the_vision_tower_has(kind):
     backbone = small_backbone(text_layers=4, vision_layers=3)
-    with pytest.raises(InputError, match="'depth' is 4, but the backbone's vision tower has 3 blocks"):
+    with pytest.raises(
+        InputError, match="'depth' is 4, but the backbone's vision tower has 3 blocks"
+    ):
         METHODS[kind](backbone, depth=4)
 
 
 @pytest.mark.parametrize("kind", ["coop", "joint", "coupled"])
 def test_more_layers_than_the_text_tower_has(kind):
     shallow = small_backbone(text_layers=2, vision_layers=3)
-    with pytest.raises(InputError, match="'depth' is 3, but the backbone's text tower has 2 blocks"):
+    with pytest.raises(
+        InputError, match="'depth' is 3, but the backbone's text tower has 2 blocks"
+    ):
         METHODS[kind](shallow, depth=3)
     assert METHODS["vpt"](shallow, depth=3).depth == 3  # its text is fixed
 
 
 def test_a_context_that_follows_the_picture_has_no_layers(backbone):
-    with pytest.raises(InputError, match="'depth' is 2, but cocoop learns tokens at the text tower's input only"):
+    with pytest.raises(
+        InputError, match="'depth' is 2, but cocoop learns tokens at the text tower's input only"
+    ):
         METHODS["cocoop"](backbone, depth=2)
 
 
@@ -111,11 +137,20 @@ def test_words_to_start_from(backbone, kind):
     """The given ones, otherwise the first of "a photo of a", beyond its four tokens random ones."""
     method, model = METHODS[kind](backbone), backbone.model
     embedded = lambda text, n: model.token_embedding(backbone.tokenize([text]))[0, 1 : 1 + n]
-    assert torch.equal(method.initial(3, torch.Generator(), "a blurry picture")["text"], embedded("a blurry picture", 3))
+    assert torch.equal(
+        method.initial(3, torch.Generator(), "a blurry picture")["text"],
+        embedded("a blurry picture", 3),
+    )
     assert torch.equal(method.initial(4, torch.Generator())["text"], embedded("a photo of a", 4))
     assert torch.equal(method.initial(3, torch.Generator())["text"], embedded("a photo of", 3))
     assert method.initial(5, torch.Generator())["text"].std() < 0.03
-    with pytest.raises(InputError, match="the initial words 'a blurry picture' are 3 tokens of this backbone, but the method has 4 context tokens"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "the initial words 'a blurry picture' are 3 tokens of this backbone, but the method "
+            "has 4 context tokens"
+        ),
+    ):
         method.initial(4, torch.Generator(), "a blurry picture")
 
 
@@ -128,7 +163,9 @@ def test_words_of_a_joint_prompt_are_for_its_text(backbone):
 @pytest.mark.parametrize("kind, depth", DEPTHS)
 def test_random_starts_come_from_the_generator(backbone, kind, depth):
     method = METHODS[kind](backbone, TEMPLATE, depth)
-    one, again, other = (method.initial(6, torch.Generator().manual_seed(seed), "random") for seed in (1, 1, 2))
+    one, again, other = (
+        method.initial(6, torch.Generator().manual_seed(seed), "random") for seed in (1, 1, 2)
+    )
     for name, values in one.items():
         assert torch.equal(values, again[name]) and not torch.equal(values, other[name]), name
         if name in ("text", "image"):
@@ -141,7 +178,9 @@ def test_underscores_in_class_names_are_spaces(backbone, kind):
     tokens = differing(world)
     with torch.no_grad():
         spaced = world.logits(tokens, "query")
-        world.classes = world.method.prepare([[name.replace(" ", "_") for name in names] for names in NAMES])
+        world.classes = world.method.prepare(
+            [[name.replace(" ", "_") for name in names] for names in NAMES]
+        )
         assert torch.equal(world.logits(tokens, "query"), spaced) and spaced.shape == (T, 12, K)
 
 
@@ -153,12 +192,16 @@ def test_the_template_learns_nothing(backbone):
     method = Template(backbone, ["a drawing of a {}."])
     assert method.initial(4, torch.Generator()) == {}
     found = method.text_features({}, method.prepare([["polar_bear", "cat"]]))[0]
-    assert torch.allclose(found, encoded(backbone, "a drawing of a polar bear.", "a drawing of a cat."), atol=1e-10)
+    assert torch.allclose(
+        found, encoded(backbone, "a drawing of a polar bear.", "a drawing of a cat."), atol=1e-10
+    )
 
 
 def test_an_ensemble_is_the_normalised_mean_of_its_templates(backbone):
     method = Template(backbone, ["a drawing of a {}.", "{} texture."])
-    expected = encoded(backbone, "a drawing of a cat.", "a drawing of a dog.") + encoded(backbone, "cat texture.", "dog texture.")
+    expected = encoded(backbone, "a drawing of a cat.", "a drawing of a dog.") + encoded(
+        backbone, "cat texture.", "dog texture."
+    )
     found = method.text_features({}, method.prepare([["cat", "dog"]]))[0]
     assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=-1), atol=1e-10)
 
@@ -172,13 +215,21 @@ def test_texts_in_parts_have_the_same_logits_and_gradients(backbone, kind, depth
         tokens = {name: value.requires_grad_() for name, value in differing(world).items()}
         with blocks.twice_differentiable():
             logits = world.logits(tokens, "query")
-            first = torch.autograd.grad(logits.square().sum(), list(tokens.values()), create_graph=True)
-            second = torch.autograd.grad(sum(g.square().sum() for g in first), list(tokens.values()))
+            first = torch.autograd.grad(
+                logits.square().sum(), list(tokens.values()), create_graph=True
+            )
+            second = torch.autograd.grad(
+                sum(g.square().sum() for g in first), list(tokens.values())
+            )
         return [logits, *first, *second]
 
     whole, parts = found(), []
     again = blocks._again_backwards
-    monkeypatch.setattr(blocks, "_again_backwards", lambda function, *tensors: parts.append(function) or again(function, *tensors))
+    monkeypatch.setattr(
+        blocks,
+        "_again_backwards",
+        lambda function, *tensors: parts.append(function) or again(function, *tensors),
+    )
     monkeypatch.setattr("pipeline.clip.text.TEXTS_AT_ONCE", 4)
     monkeypatch.setattr("pipeline.prompts.cocoop.TEXTS_AT_ONCE", 4)
     for a, b in zip(whole, found(), strict=True):

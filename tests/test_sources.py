@@ -20,8 +20,17 @@ from pipeline.sources.table import read_captions
 
 def read(tmp_path, name, content, **changes):
     path = tmp_path / name
-    path.write_bytes(content) if isinstance(content, bytes) else path.write_text(content, encoding="utf-8")
-    settings = dict(path=str(tmp_path), table=name, obtain=None, columns=["caption", "url"], pictures=None, bad_rows="error")
+    path.write_bytes(content) if isinstance(content, bytes) else path.write_text(
+        content, encoding="utf-8"
+    )
+    settings = dict(
+        path=str(tmp_path),
+        table=name,
+        obtain=None,
+        columns=["caption", "url"],
+        pictures=None,
+        bad_rows="error",
+    )
     return read_captions(Source(**(settings | changes)))
 
 
@@ -30,19 +39,27 @@ GOOD = "a cat\thttp://a/1.jpg\na dog\thttp://a/2.jpg\n"
 
 def test_a_stray_quote_in_a_tsv_is_a_character(tmp_path):
     """A reader with quoting would swallow the URL and the next row here."""
-    table, counts = read(tmp_path, "t.tsv", 'a 5" nail\thttp://a/1.jpg\nsay "hi\thttp://a/2.jpg\n' + GOOD)
+    table, counts = read(
+        tmp_path, "t.tsv", 'a 5" nail\thttp://a/1.jpg\nsay "hi\thttp://a/2.jpg\n' + GOOD
+    )
     assert counts["captions"] == 4
     assert {'a 5" nail', 'say "hi'} < set(table["caption"].to_pylist())
 
 
-@pytest.mark.parametrize("row, words", [
-    ("a\tcat\thttp://a/3.jpg\n", "row 3 has 3 fields instead of 2 (a tab or a line break inside a caption?)"),
-    ("a cat on\na mat\thttp://a/3.jpg\n", "row 3 has 1 fields instead of 2"),
-    ("\n", "row 3 is empty"),
-    ("\thttp://a/3.jpg\n", "row 3 has no caption"),
-    ("&nbsp;\thttp://a/3.jpg\n", "row 3 has no caption"),
-    ("a cow\t\n", "row 3 has no URL"),
-])
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        (
+            "a\tcat\thttp://a/3.jpg\n",
+            "row 3 has 3 fields instead of 2 (a tab or a line break inside a caption?)",
+        ),
+        ("a cat on\na mat\thttp://a/3.jpg\n", "row 3 has 1 fields instead of 2"),
+        ("\n", "row 3 is empty"),
+        ("\thttp://a/3.jpg\n", "row 3 has no caption"),
+        ("&nbsp;\thttp://a/3.jpg\n", "row 3 has no caption"),
+        ("a cow\t\n", "row 3 has no URL"),
+    ],
+)
 def test_bad_rows_are_named_with_the_remedy(tmp_path, row, words):
     with pytest.raises(InputError) as error:
         read(tmp_path, "t.tsv", GOOD + row)
@@ -54,7 +71,12 @@ def test_bad_rows_are_named_with_the_remedy(tmp_path, row, words):
 
 def test_duplicate_keys_are_an_error_and_repeated_rows_are_counted(tmp_path):
     with pytest.raises(InputError, match="key 'k1' stands in row 2 and again in row 4"):
-        read(tmp_path, "t.tsv", "key\tcaption\turl\nk1\ta\thttp://a/1\nk2\tb\thttp://a/2\nk1\tc\thttp://a/3\n", columns=None)
+        read(
+            tmp_path,
+            "t.tsv",
+            "key\tcaption\turl\nk1\ta\thttp://a/1\nk2\tb\thttp://a/2\nk1\tc\thttp://a/3\n",
+            columns=None,
+        )
     _, counts = read(tmp_path, "t.tsv", GOOD + GOOD)
     assert counts == {"captions": 2, "repeated_rows": 2, "bad_rows": 0, "not_utf8": 0, "mended": 0}
 
@@ -72,29 +94,46 @@ def test_keys_do_not_depend_on_the_order_of_rows(tmp_path):
 
 
 def test_csv_with_quotes_line_breaks_and_a_header(tmp_path):
-    table, _ = read(tmp_path, "t.csv", 'url,caption\nhttp://a/1,"a cat,\nasleep"\nhttp://a/2,"a ""big"" dog"\n', columns=None)
+    table, _ = read(
+        tmp_path,
+        "t.csv",
+        'url,caption\nhttp://a/1,"a cat,\nasleep"\nhttp://a/2,"a ""big"" dog"\n',
+        columns=None,
+    )
     assert sorted(table["caption"].to_pylist()) == ['a "big" dog', "a cat, asleep"]
     with pytest.raises(InputError, match="not valid CSV.*stray quote"):
         read(tmp_path, "t.csv", 'url,caption\nhttp://a/1,"a cat\nhttp://a/2,a dog\n', columns=None)
 
 
 def test_parquet_with_missing_values(tmp_path):
-    pq.write_table(pa.table({"url": ["http://a/1", "http://a/2"], "caption": ["a cat", None], "extra": [1, 2]}), tmp_path / "t.parquet")
+    pq.write_table(
+        pa.table(
+            {"url": ["http://a/1", "http://a/2"], "caption": ["a cat", None], "extra": [1, 2]}
+        ),
+        tmp_path / "t.parquet",
+    )
     settings = dict(path=str(tmp_path), table="t.parquet", obtain=None, columns=None, pictures=None)
     with pytest.raises(InputError, match="row 2 has no caption"):
         read_captions(Source(bad_rows="error", **settings))
     assert read_captions(Source(bad_rows="drop", **settings))[1]["captions"] == 1
 
 
-@pytest.mark.parametrize("name, content, words", [
-    ("t.tsv", "text\tlink\na\tb\n", "no column 'caption' among text, link"),
-    ("t.tsv", "", "is empty"),
-    ("t.tsv", "caption\turl\n", "no usable row"),
-    ("t.tsv", "caption\turl\na\thttp://a\n".encode("utf-16")[:-1], "starts like UTF-16 text, but is none"),
-    ("t.tsv", "caption\turl\na\thttp://a\n".encode("utf-16-le"), "first row"),
-    ("t.parquet", b"PAR1 and then nothing", "not a complete Parquet file"),
-    ("t.xlsx", b"", "not a .tsv, .csv or .parquet"),
-])
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("t.tsv", "text\tlink\na\tb\n", "no column 'caption' among text, link"),
+        ("t.tsv", "", "is empty"),
+        ("t.tsv", "caption\turl\n", "no usable row"),
+        (
+            "t.tsv",
+            "caption\turl\na\thttp://a\n".encode("utf-16")[:-1],
+            "starts like UTF-16 text, but is none",
+        ),
+        ("t.tsv", "caption\turl\na\thttp://a\n".encode("utf-16-le"), "first row"),
+        ("t.parquet", b"PAR1 and then nothing", "not a complete Parquet file"),
+        ("t.xlsx", b"", "not a .tsv, .csv or .parquet"),
+    ],
+)
 def test_unusable_tables(tmp_path, name, content, words):
     with pytest.raises(InputError, match=words):
         read(tmp_path, name, content, columns=None)
@@ -102,14 +141,28 @@ def test_unusable_tables(tmp_path, name, content, words):
 
 def test_a_missing_table(tmp_path):
     with pytest.raises(InputError, match="no such table"):
-        read_captions(Source(path=str(tmp_path), table="t.tsv", obtain=None, columns=None, pictures=None, bad_rows="error"))
+        read_captions(
+            Source(
+                path=str(tmp_path),
+                table="t.tsv",
+                obtain=None,
+                columns=None,
+                pictures=None,
+                bad_rows="error",
+            )
+        )
 
 
 @pytest.mark.parametrize("name", ["t.tsv", "t.csv"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_encodings_with_a_mark_are_recognised(tmp_path, name, encoding):
     comma = "\t" if name == "t.tsv" else ","
-    table, counts = read(tmp_path, name, f"caption{comma}url\r\nein süßer Bär{comma}http://a/1\r\n".encode(encoding), columns=None)
+    table, counts = read(
+        tmp_path,
+        name,
+        f"caption{comma}url\r\nein süßer Bär{comma}http://a/1\r\n".encode(encoding),
+        columns=None,
+    )
     assert table["caption"].to_pylist() == ["ein süßer Bär"] and counts["not_utf8"] == 0
 
 
@@ -117,23 +170,57 @@ def test_a_row_that_is_not_utf8_concerns_that_row_alone(tmp_path):
     """Read as Windows-1252 and counted; if it is not that either, a bad row."""
     rows = GOOD.encode() + "a café\thttp://a/3.jpg\n".encode("cp1252")
     table, counts = read(tmp_path, "t.tsv", rows)
-    assert "a café" in table["caption"].to_pylist() and (counts["captions"], counts["not_utf8"]) == (3, 1)
+    assert "a café" in table["caption"].to_pylist() and (
+        counts["captions"],
+        counts["not_utf8"],
+    ) == (3, 1)
     for odd in (b"a \x81 cat\thttp://a/4.jpg\n", b"a \0 cat\thttp://a/4.jpg\n"):
         with pytest.raises(InputError, match="row 4 is neither UTF-8 nor Windows-1252 text"):
             read(tmp_path, "t.tsv", rows + odd)
         assert read(tmp_path, "t.tsv", rows + odd, bad_rows="drop")[1]["bad_rows"] == 1
-    table, counts = read(tmp_path, "t.csv", rows.replace(b"\t", b",") + b"a \x81 cat,http://a/4.jpg\n", bad_rows="drop")
-    assert "a café" in table["caption"].to_pylist() and (counts["captions"], counts["not_utf8"], counts["bad_rows"]) == (3, 1, 1)
-    odd = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a caf\xe9", b"a \x81 cat", b"a dog"]).buffers())
-    pq.write_table(pa.table({"caption": odd, "url": ["http://a/1", "http://a/2", "http://a/3"], "picture": [b"\xff\xd8\0"] * 3}), tmp_path / "t.parquet")
-    table, counts = read(tmp_path, "t.parquet", (tmp_path / "t.parquet").read_bytes(), columns=None, bad_rows="drop")
-    assert set(table["caption"].to_pylist()) == {"a café", "a dog"} and (counts["not_utf8"], counts["bad_rows"]) == (1, 1)
+    table, counts = read(
+        tmp_path,
+        "t.csv",
+        rows.replace(b"\t", b",") + b"a \x81 cat,http://a/4.jpg\n",
+        bad_rows="drop",
+    )
+    assert "a café" in table["caption"].to_pylist() and (
+        counts["captions"],
+        counts["not_utf8"],
+        counts["bad_rows"],
+    ) == (3, 1, 1)
+    odd = pa.Array.from_buffers(
+        pa.string(), 3, pa.array([b"a caf\xe9", b"a \x81 cat", b"a dog"]).buffers()
+    )
+    pq.write_table(
+        pa.table(
+            {
+                "caption": odd,
+                "url": ["http://a/1", "http://a/2", "http://a/3"],
+                "picture": [b"\xff\xd8\0"] * 3,
+            }
+        ),
+        tmp_path / "t.parquet",
+    )
+    table, counts = read(
+        tmp_path, "t.parquet", (tmp_path / "t.parquet").read_bytes(), columns=None, bad_rows="drop"
+    )
+    assert set(table["caption"].to_pylist()) == {"a café", "a dog"} and (
+        counts["not_utf8"],
+        counts["bad_rows"],
+    ) == (1, 1)
 
 
-@pytest.mark.parametrize("found, mended", [
-    ("cafÃ© by the sea", "café by the sea"), ("salt &amp; pepper", "salt & pepper"), ("a&nbsp;&nbsp;cat", "a cat"),
-    ("a “quoted” ﬁsh", "a “quoted” ﬁsh"), ("<PERSON> &amp; a dog", "<PERSON> &amp; a dog"),
-])
+@pytest.mark.parametrize(
+    "found, mended",
+    [
+        ("cafÃ© by the sea", "café by the sea"),
+        ("salt &amp; pepper", "salt & pepper"),
+        ("a&nbsp;&nbsp;cat", "a cat"),
+        ("a “quoted” ﬁsh", "a “quoted” ﬁsh"),
+        ("<PERSON> &amp; a dog", "<PERSON> &amp; a dog"),
+    ],
+)
 def test_captions_are_mended_and_counted(tmp_path, found, mended):
     """Topic words are made of them, and would be `amp` and `nbsp`."""
     table, counts = read(tmp_path, "t.tsv", f"{found}\thttp://a/1\n")
@@ -143,7 +230,9 @@ def test_captions_are_mended_and_counted(tmp_path, found, mended):
 def test_one_url_with_two_captions_is_two_rows(tmp_path):
     table, counts = read(tmp_path, "t.tsv", GOOD + "a kitten\thttp://a/1.jpg\n" + GOOD)
     assert (counts["captions"], counts["repeated_rows"]) == (3, 2)
-    assert sorted(table.filter(pc.equal(table["url"], "http://a/1.jpg"))["caption"].to_pylist()) == ["a cat", "a kitten"]
+    assert sorted(
+        table.filter(pc.equal(table["url"], "http://a/1.jpg"))["caption"].to_pylist()
+    ) == ["a cat", "a kitten"]
 
 
 @pytest.mark.parametrize("name", ["t.tsv", "t.csv"])
@@ -162,24 +251,75 @@ def tar(path, files):
 
 
 def from_tars(tmp_path, **changes):
-    return read_captions(Source(**(dict(path=str(tmp_path), table="*.tar", obtain=None, columns=None, pictures=".", bad_rows="error") | changes)))
+    return read_captions(
+        Source(
+            **(
+                dict(
+                    path=str(tmp_path),
+                    table="*.tar",
+                    obtain=None,
+                    columns=None,
+                    pictures=".",
+                    bad_rows="error",
+                )
+                | changes
+            )
+        )
+    )
 
 
 def test_tars_of_pictures_with_their_captions(tmp_path):
     """As img2dataset and the mirrors of Conceptual Captions leave them."""
-    tar(tmp_path / "00000.tar", {"0.jpg": b"x", "0.json": b'{"caption": "not this"}', "0.txt": b"a cat", "1.txt": "a café".encode("cp1252"), "1.png": b"x", "1.json": b'{"caption": "nor this"}', "2.json": b"{}", "3.txt": b"no picture"})
-    tar(tmp_path / "00001.tar", {"a/0.webp": b"x", "a/0.json": b'{"caption": "a dog", "url": "http://gone"}', "a/0.cls": b"1"})
+    tar(
+        tmp_path / "00000.tar",
+        {
+            "0.jpg": b"x",
+            "0.json": b'{"caption": "not this"}',
+            "0.txt": b"a cat",
+            "1.txt": "a café".encode("cp1252"),
+            "1.png": b"x",
+            "1.json": b'{"caption": "nor this"}',
+            "2.json": b"{}",
+            "3.txt": b"no picture",
+        },
+    )
+    tar(
+        tmp_path / "00001.tar",
+        {
+            "a/0.webp": b"x",
+            "a/0.json": b'{"caption": "a dog", "url": "http://gone"}',
+            "a/0.cls": b"1",
+        },
+    )
     table, counts = from_tars(tmp_path)
-    assert set(zip(table["caption"].to_pylist(), table["url"].to_pylist())) == {("a cat", "00000.tar/0.jpg"), ("a café", "00000.tar/1.png"), ("a dog", "00001.tar/a/0.webp")}
+    assert set(zip(table["caption"].to_pylist(), table["url"].to_pylist())) == {
+        ("a cat", "00000.tar/0.jpg"),
+        ("a café", "00000.tar/1.png"),
+        ("a dog", "00001.tar/a/0.webp"),
+    }
     assert counts["not_utf8"] == 1 and counts["bad_rows"] == 0
-    tar(tmp_path / "00002.tar", {"0.jpeg": b"x", "0.txt": b" ", "1.jpg": b"x", "1.json": b"[", "2.JPG": b"x"})
-    with pytest.raises(InputError, match=r"row 4 has no caption; row 5 \(00002.tar/1.jpg\) has no caption; row 6"):
+    tar(
+        tmp_path / "00002.tar",
+        {"0.jpeg": b"x", "0.txt": b" ", "1.jpg": b"x", "1.json": b"[", "2.JPG": b"x"},
+    )
+    with pytest.raises(
+        InputError, match=r"row 4 has no caption; row 5 \(00002.tar/1.jpg\) has no caption; row 6"
+    ):
         from_tars(tmp_path)
-    assert from_tars(tmp_path, bad_rows="drop")[1] | {"not_utf8": 0} == {"captions": 3, "repeated_rows": 0, "bad_rows": 3, "not_utf8": 0, "mended": 0}
+    assert from_tars(tmp_path, bad_rows="drop")[1] | {"not_utf8": 0} == {
+        "captions": 3,
+        "repeated_rows": 0,
+        "bad_rows": 3,
+        "not_utf8": 0,
+        "mended": 0,
+    }
 
 
 def test_a_tar_that_is_cut_off_is_named(tmp_path):
-    tar(tmp_path / "00000.tar", {"0.jpg": b"x" * 3000, "0.txt": b"a cat", "1.jpg": b"x" * 3000, "1.txt": b"a dog"})
+    tar(
+        tmp_path / "00000.tar",
+        {"0.jpg": b"x" * 3000, "0.txt": b"a cat", "1.jpg": b"x" * 3000, "1.txt": b"a dog"},
+    )
     whole = (tmp_path / "00000.tar").read_bytes()
     for cut in (0, 100, 1024, 4608, 5000, 9216):
         (tmp_path / "00000.tar").write_bytes(whole[:cut])
@@ -187,9 +327,13 @@ def test_a_tar_that_is_cut_off_is_named(tmp_path):
             from_tars(tmp_path)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"pictures": None}, "'pictures' is"), ({"columns": ["caption", "url"]}, "'columns' and 'obtain' are null"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"pictures": None}, "'pictures' is"),
+        ({"columns": ["caption", "url"]}, "'columns' and 'obtain' are null"),
+    ],
+)
 def test_tars_need_no_other_parameters(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         from_tars(tmp_path, **changes)
@@ -200,11 +344,13 @@ def test_a_table_is_fetched_with_its_checksum(tmp_path):
     (tmp_path / "site" / "t.tsv").write_text(GOOD)
     digest = hashlib.sha256(GOOD.encode()).hexdigest()
     handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path / "site")))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path / "site"))
+    )
     Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}/t.tsv"
     out = tmp_path / "raw" / "t.tsv"
-    with pytest.raises(InputError, match=f"got \"{digest}\".*source.obtain.sha256"):
+    with pytest.raises(InputError, match=f'got "{digest}".*source.obtain.sha256'):
         obtain(out, Obtain(url=url, sha256="0" * 64))
     with pytest.raises(InputError, match="404.*by hand"):
         obtain(out, Obtain(url=url + "x", sha256=digest))
@@ -217,7 +363,9 @@ def test_a_table_is_fetched_with_its_checksum(tmp_path):
         obtain(tmp_path / "other.tsv", Obtain(url=url, sha256=digest))
 
 
-@pytest.mark.parametrize("changes", [{"url": "file:///etc/hostname"}, {"url": "ftp://a/t.tsv"}, {"sha256": "abc"}])
+@pytest.mark.parametrize(
+    "changes", [{"url": "file:///etc/hostname"}, {"url": "ftp://a/t.tsv"}, {"sha256": "abc"}]
+)
 def test_only_the_web_and_only_with_a_whole_checksum(changes):
     with pytest.raises(ValueError):
         Obtain(**({"url": "https://a/t.tsv", "sha256": "0" * 64} | changes))

@@ -29,5 +29,7 @@ def test_a_pair_of_unknown_methods(tmp_path):
     assert text.count("- [vpt_gram, vpt]") == 1
     path = tmp_path / "params.yaml"
     path.write_text(text.replace("- [vpt_gram, vpt]", "- [vpt_gram, vtp]"))
-    with pytest.raises(InputError, match="study.pairs names 'vtp', which is no entry of 'study.methods'"):
+    with pytest.raises(
+        InputError, match="study.pairs names 'vtp', which is no entry of 'study.methods'"
+    ):
         check(path)

@@ -1,4 +1,6 @@
-"""docs/team.md, command by command: two clones, one git repository, one remote; then what can go wrong with sharing."""
+"""docs/team.md, command by command: two clones, one git repository, one remote; then what can go
+wrong with sharing.
+"""
 
 import json
 import re
@@ -32,14 +34,18 @@ def runs(folder):
 import json, mlflow
 client = mlflow.MlflowClient("sqlite:///tracking/mlflow.db")
 found = client.search_runs([e.experiment_id for e in client.search_experiments()])
-print(json.dumps([{"name": r.info.run_name, "status": r.info.status, "params": r.data.params, "metrics": r.data.metrics, "tags": r.data.tags} for r in found]))
+rows = [(r.info.run_name, r.info.status, r.data.params, r.data.metrics, r.data.tags) for r in found]
+print(json.dumps([dict(zip(("name", "status", "params", "metrics", "tags"), row)) for row in rows]))
 """
     return json.loads(run(sys.executable, "-c", ask, cwd=folder).stdout.splitlines()[-1])
 
 
 def wait_for_queue(folder):
     deadline = time.time() + 600
-    while any(state in (status := run("dvc", "queue", "status", cwd=folder).stdout) for state in UNFINISHED):
+    while any(
+        state in (status := run("dvc", "queue", "status", cwd=folder).stdout)
+        for state in UNFINISHED
+    ):
         assert time.time() < deadline, status
         time.sleep(1)
     return status
@@ -65,15 +71,31 @@ class Week:
     def __init__(self, folder):
         self.folder, self.said = folder, {}
         self.origin, self.share = folder / "origin.git", folder / "share"
-        self.places = {"ada": folder / "ada", "ben": folder / "ben" / "gram", "other": folder / "other"}
+        self.places = {
+            "ada": folder / "ada",
+            "ben": folder / "ben" / "gram",
+            "other": folder / "other",
+        }
 
     def __call__(self, who, name, script):
         place = self.places[who]
         cwd = place if place.is_dir() else place.parent  # Ben begins with a clone
         cwd.mkdir(parents=True, exist_ok=True)
-        if not place.is_dir():  # the page says to be inside the environment; `make` looks for its stamp
+        # the page says to be inside the environment; `make` looks for its stamp
+        if not place.is_dir():
             script = script.replace("cd gram\n", "cd gram\nmkdir -p .venv; touch .venv/.ready\n")
-        done = run("bash", "-euo", "pipefail", "-c", script, cwd=cwd, SHARE=self.share, ORIGIN=self.origin, COLUMNS="200", DVC_NO_ANALYTICS="1")
+        done = run(
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            script,
+            cwd=cwd,
+            SHARE=self.share,
+            ORIGIN=self.origin,
+            COLUMNS="200",
+            DVC_NO_ANALYTICS="1",
+        )
         self.said[f"{who} {name}"] = done.stdout + done.stderr
 
 
@@ -105,32 +127,66 @@ def test_every_command_of_the_page_was_run(week):
 
 
 def test_a_second_clone_runs_nothing(week):
-    assert stages_run(week.said["ben clone"]) == [] and "Data and pipelines are up to date" in week.said["ben clone"]
+    assert (
+        stages_run(week.said["ben clone"]) == []
+        and "Data and pipelines are up to date" in week.said["ben clone"]
+    )
 
 
 def test_learning_needs_no_pictures_of_the_web(week):
-    """Ben's experiments and merges ran meta-training to report without the web, its shards, features or topics."""
+    """Ben's experiments and merges ran meta-training to report without the web, its shards,
+    features or topics.
+    """
     ben = week.places["ben"]
-    assert {p.name for p in (ben / "data").iterdir()} == {"benchmarks", "code", "episodes", "gallery.json", "metrics", "report", "scores", "starts", "tuned"}
+    assert {p.name for p in (ben / "data").iterdir()} == {
+        "benchmarks",
+        "code",
+        "episodes",
+        "gallery.json",
+        "metrics",
+        "report",
+        "scores",
+        "starts",
+        "tuned",
+    }
 
 
 def test_a_sweep_runs_side_by_side_each_with_its_own_runs(week):
-    assert week.said["queue"].count("Success") == 4 and "4 experiments queued" in week.said["ben sweep"]
+    assert (
+        week.said["queue"].count("Success") == 4
+        and "4 experiments queued" in week.said["ben sweep"]
+    )
     ben = week.places["ben"]
     wait_for_sender(ben)
     found = runs(ben)
-    learned = {r["tags"]["dvc.experiment"]: r for r in found if r["name"].startswith("metatrain") and "dvc.experiment" in r["tags"]}
+    learned = {
+        r["tags"]["dvc.experiment"]: r
+        for r in found
+        if r["name"].startswith("metatrain") and "dvc.experiment" in r["tags"]
+    }
     assert {r["status"] for r in found} == {"FINISHED"}
     assert len(learned) >= 2  # two rates; the other draw's may come from the run cache
     for name, r in learned.items():
-        of_experiment = run("git", "show", f"{experiment_revision(ben, name)}:params.yaml", cwd=ben).stdout
+        of_experiment = run(
+            "git", "show", f"{experiment_revision(ben, name)}:params.yaml", cwd=ben
+        ).stdout
         assert float(r["params"]["inner_lr"]) == YAML(typ="safe").load(of_experiment)["inner_lr"]
         assert r["tags"]["dvc.baseline"] and r["tags"]["dvc.stage"] == "metatrain@coop_gram"
-    assert {r["tags"]["dvc.experiment"] for r in found if r["name"].startswith("evaluate_meta")} >= {f"alpha-{i}" for i in (1, 2, 3, 4)}
-    records = [json.loads(line) for line in (ben / "tracking" / "records.jsonl").read_text().splitlines()]
+    assert {
+        r["tags"]["dvc.experiment"] for r in found if r["name"].startswith("evaluate_meta")
+    } >= {f"alpha-{i}" for i in (1, 2, 3, 4)}
+    records = [
+        json.loads(line) for line in (ben / "tracking" / "records.jsonl").read_text().splitlines()
+    ]
     assert {r["experiment"] for r in records} >= {f"alpha-{i}" for i in (1, 2, 3, 4)}
     for r in records:
-        assert r["status"] == "FINISHED" and len(r["revision"]) == 40 and r["libraries"]["torch"] and r["cores"] and r["python"]
+        assert (
+            r["status"] == "FINISHED"
+            and len(r["revision"]) == 40
+            and r["libraries"]["torch"]
+            and r["cores"]
+            and r["python"]
+        )
 
 
 def experiment_revision(folder, name):
@@ -141,25 +197,55 @@ def experiment_revision(folder, name):
 def test_the_tables_are_readable(week):
     for name in ("ben look", "ada adopt"):
         said = week.said[name]
-        assert re.search(r"inner_lr ┃ runs ┃ .*coop_gram\.H", said) and re.search(r"0\.1 │ +2 │ .*±", said) and re.search(r"1\.0 │ +2 │ .*±", said)
-    shown = next(line for line in week.said["ben look"].splitlines() if "Experiment" in line and "Created" in line)
+        assert (
+            re.search(r"inner_lr ┃ runs ┃ .*coop_gram\.H", said)
+            and re.search(r"0\.1 │ +2 │ .*±", said)
+            and re.search(r"1\.0 │ +2 │ .*±", said)
+        )
+    shown = next(
+        line
+        for line in week.said["ben look"].splitlines()
+        if "Experiment" in line and "Created" in line
+    )
     columns = shown.split()
-    assert {"inner_lr", "few_shot.seeds", "coop_gram.H"} <= set(columns) and len(columns) <= 14, columns
+    assert {"inner_lr", "few_shot.seeds", "coop_gram.H"} <= set(columns) and len(columns) <= 14, (
+        columns
+    )
 
 
 def test_taking_an_experiment_over_runs_nothing(week):
     said = week.said["ada adopt"]
-    assert not stages_run(said) and "coop_gram" in said and "results.json" in said  # `dvc metrics diff`
-    page = next(Path(line.removeprefix("file://")) for line in said.split() if line.startswith("file://"))
+    # `dvc metrics diff`
+    assert not stages_run(said) and "coop_gram" in said and "results.json" in said
+    page = next(
+        Path(line.removeprefix("file://")) for line in said.split() if line.startswith("file://")
+    )
     assert "query loss at adapted tokens" in page.read_text()
 
 
 def test_repeating_a_shared_experiment_runs_nothing(week, tmp_path):
     run("git", "clone", "--quiet", week.origin, "third", cwd=tmp_path)
     third = tmp_path / "third"
-    run("git", "checkout", "--quiet", run("git", "log", "--format=%H", "--grep=First clusters", cwd=third).stdout.strip(), cwd=third)
+    run(
+        "git",
+        "checkout",
+        "--quiet",
+        run("git", "log", "--format=%H", "--grep=First clusters", cwd=third).stdout.strip(),
+        cwd=third,
+    )
     fetch(third)
-    done = run("dvc", "exp", "run", "--pull", "--allow-missing", "-S", "inner_lr=1.0", "-S", "few_shot.seeds=[1]", cwd=third)
+    done = run(
+        "dvc",
+        "exp",
+        "run",
+        "--pull",
+        "--allow-missing",
+        "-S",
+        "inner_lr=1.0",
+        "-S",
+        "few_shot.seeds=[1]",
+        cwd=third,
+    )
     assert stages_run(done.stdout) == [] and done.stdout.count("is cached - skipping run") >= 4
     assert not (third / "tracking").exists()
 
@@ -175,17 +261,26 @@ import pipeline.gram.serving
 pictures = pd.DataFrame({"picture": [open(p, "rb").read() for p in sys.argv[3:]]})
 found = loaded.predict(pictures, params={"names": json.loads(sys.argv[2])})
 refused = []
-for frame, params in ((pictures, {}), (pd.DataFrame({"picture": [b"no picture"]}), {"names": ["a", "b"]}), (pd.DataFrame({"other": [1]}), {"names": ["a", "b"]})):
+names = {"names": ["a", "b"]}
+damaged, other = pd.DataFrame({"picture": [b"no picture"]}), pd.DataFrame({"other": [1]})
+for frame, params in ((pictures, {}), (damaged, names), (other, names)):
     try:
         loaded.predict(frame, params=params)
     except Exception as error:
         refused.append(str(error))
-print(json.dumps({"found": found.to_dict("list"), "code": pipeline.gram.serving.__file__, "signature": str(loaded.metadata.signature), "refused": refused}))
+print(json.dumps({
+    "found": found.to_dict("list"),
+    "code": pipeline.gram.serving.__file__,
+    "signature": str(loaded.metadata.signature),
+    "refused": refused,
+}))
 """
 
 
 def test_the_meta_learned_prompt_is_a_model_that_predicts_elsewhere(week, tmp_path):
-    """From MLflow's store alone, without the project, the same as the pipeline's own prompt says."""
+    """From MLflow's store alone, without the project, the same as the pipeline's own prompt
+    says.
+    """
     import io
     import zipfile
 
@@ -198,28 +293,76 @@ def test_the_meta_learned_prompt_is_a_model_that_predicts_elsewhere(week, tmp_pa
     ada = week.places["ada"]
     wait_for_sender(ada)
     with zipfile.ZipFile(ada / "data" / "world" / "animals.zip") as archive:
-        files = [n for n in archive.namelist() if n.startswith("test/") and not n.endswith("/")][::29]
-        names = sorted({n.split("/")[2] for n in archive.namelist() if n.startswith("test/") and n.count("/") == 3})
+        files = [n for n in archive.namelist() if n.startswith("test/") and not n.endswith("/")][
+            ::29
+        ]
+        names = sorted(
+            {
+                n.split("/")[2]
+                for n in archive.namelist()
+                if n.startswith("test/") and n.count("/") == 3
+            }
+        )
         contents = [archive.read(n) for n in files]
     for i, content in enumerate(contents):
         (tmp_path / f"{i}.jpg").write_bytes(content)
-    done = run(sys.executable, "-c", ELSEWHERE, f"sqlite:///{ada}/tracking/mlflow.db", json.dumps(names), *(tmp_path / f"{i}.jpg" for i in range(len(files))), cwd=tmp_path)
+    done = run(
+        sys.executable,
+        "-c",
+        ELSEWHERE,
+        f"sqlite:///{ada}/tracking/mlflow.db",
+        json.dumps(names),
+        *(tmp_path / f"{i}.jpg" for i in range(len(files))),
+        cwd=tmp_path,
+    )
     said = json.loads(done.stdout.splitlines()[-1])
-    start, backbone = load_start(ada / "data" / "starts" / "coop_gram"), load_backbone(ROOT / "demo" / "backbone")
+    start, backbone = (
+        load_start(ada / "data" / "starts" / "coop_gram"),
+        load_backbone(ROOT / "demo" / "backbone"),
+    )
     method = method_of(start.about, backbone, "a photo of a {}.")
-    features = image_features(backbone, [backbone.test_view(Image.open(io.BytesIO(c)).convert("RGB")) for c in contents])
+    features = image_features(
+        backbone, [backbone.test_view(Image.open(io.BytesIO(c)).convert("RGB")) for c in contents]
+    )
     with torch.no_grad():
-        chances = method.logits({k: v[None] for k, v in start.theta.items()}, method.prepare([names]), features[None])[0].softmax(-1)
+        chances = method.logits(
+            {k: v[None] for k, v in start.theta.items()}, method.prepare([names]), features[None]
+        )[0].softmax(-1)
     assert said["found"]["label"] == [names[i] for i in chances.argmax(-1).tolist()]
     assert said["found"]["probability"] == pytest.approx(chances.max(-1).values.tolist(), abs=1e-4)
-    assert str(ROOT) not in said["code"] and "'picture': binary" in said["signature"] and "names" in said["signature"]
-    assert len(said["refused"]) == 3 and "at least two" in said["refused"][0] and "row 0" in said["refused"][1] and "picture" in said["refused"][2]
+    assert (
+        str(ROOT) not in said["code"]
+        and "'picture': binary" in said["signature"]
+        and "names" in said["signature"]
+    )
+    assert (
+        len(said["refused"]) == 3
+        and "at least two" in said["refused"][0]
+        and "row 0" in said["refused"][1]
+        and "picture" in said["refused"][2]
+    )
 
 
 def test_coarser_topics_start_at_topics(week):
     ran = stages_run(week.said["ada branch"])
-    assert {"topics", "label", "domains", "episodes@shifted", "metatrain@coop_gram", "report"} <= set(ran)
-    assert not set(ran) & {"captions", "download", "index", "features", "filter", "embed", "benchmark@animals", "tune@animals-coop"}
+    assert {
+        "topics",
+        "label",
+        "domains",
+        "episodes@shifted",
+        "metatrain@coop_gram",
+        "report",
+    } <= set(ran)
+    assert not set(ran) & {
+        "captions",
+        "download",
+        "index",
+        "features",
+        "filter",
+        "embed",
+        "benchmark@animals",
+        "tune@animals-coop",
+    }
 
 
 def test_a_merge_of_different_stages_needs_no_hands(week):
@@ -245,20 +388,36 @@ def test_others_take_artifacts_by_name(week):
     other = week.places["other"]
     import polars as pl
 
-    assert {p.name for p in (other / "start").iterdir()} == {"prompt.safetensors", "regulator.safetensors", "curve.csv"}
-    assert (other / "start" / "prompt.safetensors").read_bytes() == (week.places["ada"] / "data" / "starts" / "coop_gram" / "prompt.safetensors").read_bytes()
+    assert {p.name for p in (other / "start").iterdir()} == {
+        "prompt.safetensors",
+        "regulator.safetensors",
+        "curve.csv",
+    }
+    assert (other / "start" / "prompt.safetensors").read_bytes() == (
+        week.places["ada"] / "data" / "starts" / "coop_gram" / "prompt.safetensors"
+    ).read_bytes()
     assert "topic" in pl.read_parquet(other / "clusters.parquet").columns
     assert list((other / "episodes").glob("*.parquet"))
     named = YAML(typ="safe").load(ROOT / "dvc.yaml")["artifacts"]
-    outs = [o["path"] for stage in YAML(typ="safe").load(ROOT / "dvc.lock")["stages"].values() for o in stage["outs"]]
+    outs = [
+        o["path"]
+        for stage in YAML(typ="safe").load(ROOT / "dvc.lock")["stages"].values()
+        for o in stage["outs"]
+    ]
     assert {entry["path"] for entry in named.values()} <= set(outs)
 
 
 def test_what_is_shared_is_enough_from_meta_training_to_report(week, tmp_path):
-    """All that was downloaded or drawn is gone, here and in the cache; the learning runs anew, from what the remote has."""
+    """All that was downloaded or drawn is gone, here and in the cache; the learning runs anew,
+    from what the remote has.
+    """
     run("git", "clone", "--quiet", week.origin, "bare", cwd=tmp_path)
     folder = tmp_path / "bare"
-    of_web = [o for name in ("draw_web@demo", "download", "draw_benchmark@animals") for o in lock(folder)[name]["outs"]]
+    of_web = [
+        o
+        for name in ("draw_web@demo", "download", "draw_benchmark@animals")
+        for o in lock(folder)[name]["outs"]
+    ]
     share = tmp_path / "share"
     shutil.copytree(week.share, share)
     for out in of_web:
@@ -266,15 +425,24 @@ def test_what_is_shared_is_enough_from_meta_training_to_report(week, tmp_path):
         if digest.endswith(".dir"):
             listing = share / "files" / "md5" / digest[:2] / digest[2:]
             for entry in json.loads(listing.read_text()):
-                (share / "files" / "md5" / entry["md5"][:2] / entry["md5"][2:]).unlink(missing_ok=True)
+                (share / "files" / "md5" / entry["md5"][:2] / entry["md5"][2:]).unlink(
+                    missing_ok=True
+                )
         (share / "files" / "md5" / digest[:2] / digest[2:]).unlink()
     run("dvc", "remote", "modify", "--local", "team", "url", share, cwd=folder)
     fetch(folder)
     text = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(text.replace("meta_steps: 20", "meta_steps: 12"))
     done = run("dvc", "repro", "--pull", "--allow-missing", cwd=folder)
-    assert stages_run(done.stdout) == ["metatrain@coop_gram", "tune_meta@animals-coop_gram", "evaluate_meta@coop_gram", "report"]
-    assert (folder / "data" / "report" / "report.html").stat().st_size > 1e6 and not (folder / "data" / "shards").exists()
+    assert stages_run(done.stdout) == [
+        "metatrain@coop_gram",
+        "tune_meta@animals-coop_gram",
+        "evaluate_meta@coop_gram",
+        "report",
+    ]
+    assert (folder / "data" / "report" / "report.html").stat().st_size > 1e6 and not (
+        folder / "data" / "shards"
+    ).exists()
 
 
 # --- when something is wrong ---
@@ -292,7 +460,9 @@ def ada(week, tmp_path):
 
 def object_of(store, folder, path):
     """Where a store keeps an output that is one file."""
-    digest = next(o["md5"] for stage in lock(folder).values() for o in stage["outs"] if o["path"] == path)
+    digest = next(
+        o["md5"] for stage in lock(folder).values() for o in stage["outs"] if o["path"] == path
+    )
     return store / digest[:2] / digest[2:]
 
 
@@ -310,17 +480,27 @@ def test_a_remote_that_is_not_there(ada, tmp_path):
     run("dvc", "pull", "data/topics.parquet", cwd=ada)
     run("dvc", "remote", "modify", "--local", "team", "url", tmp_path / "gone", cwd=ada)
     done = run("dvc", "pull", "data/labels.parquet", cwd=ada, check=False)
-    assert done.returncode and "data/labels.parquet" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode and "data/labels.parquet" in done.stderr and "Traceback" not in done.stderr
+    )
     (tmp_path / "file").write_text("no folder")
     run("dvc", "remote", "modify", "--local", "team", "url", tmp_path / "file" / "share", cwd=ada)
     done = run("dvc", "push", "data/topics.parquet", cwd=ada, check=False)
-    assert done.returncode and str(tmp_path / "file" / "share") in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode
+        and str(tmp_path / "file" / "share") in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_damaged_file_in_the_remote_is_refused(ada, tmp_path):
     flip(object_of(tmp_path / "share" / "files" / "md5", ada, "data/topics.parquet"))
     done = run("dvc", "pull", "data/topics.parquet", cwd=ada, check=False)
-    assert done.returncode and "data/topics.parquet" in done.stderr and not (ada / "data" / "topics.parquet").exists()
+    assert (
+        done.returncode
+        and "data/topics.parquet" in done.stderr
+        and not (ada / "data" / "topics.parquet").exists()
+    )
 
 
 def test_a_damaged_file_in_the_cache_is_noticed_and_restored(ada):
@@ -330,7 +510,10 @@ def test_a_damaged_file_in_the_cache_is_noticed_and_restored(ada):
     from pipeline.errors import InputError
 
     run("dvc", "pull", "topics", cwd=ada)
-    assert "all as their names say" in run(sys.executable, "-m", "pipeline.verify_cache", cwd=ada).stdout
+    assert (
+        "all as their names say"
+        in run(sys.executable, "-m", "pipeline.verify_cache", cwd=ada).stdout
+    )
     whole = (ada / "data" / "topics.parquet").read_bytes()
     damaged = object_of(ada / ".dvc" / "cache" / "files" / "md5", ada, "data/topics.parquet")
     flip(damaged)
@@ -341,7 +524,10 @@ def test_a_damaged_file_in_the_cache_is_noticed_and_restored(ada):
     assert done.returncode == 1 and "data/topics.parquet" in done.stderr and not damaged.exists()
     run("dvc", "pull", "--force", "data/topics.parquet", cwd=ada)
     assert (ada / "data" / "topics.parquet").read_bytes() == whole
-    assert "all as their names say" in run(sys.executable, "-m", "pipeline.verify_cache", cwd=ada).stdout
+    assert (
+        "all as their names say"
+        in run(sys.executable, "-m", "pipeline.verify_cache", cwd=ada).stdout
+    )
 
 
 # --- S3 ---
@@ -380,8 +566,18 @@ def bucket():
     import boto3
 
     port = free_port()
-    server = subprocess.Popen([Path(sys.executable).with_name("moto_server"), "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    server = subprocess.Popen(
+        [Path(sys.executable).with_name("moto_server"), "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="x",
+        aws_secret_access_key="x",
+    )
     deadline = time.time() + 30
     while True:
         try:
@@ -397,18 +593,32 @@ def bucket():
 
 def relay(front, back, limit="inf"):
     """Passes a port on to another, and dies after `limit` bytes."""
-    child = subprocess.Popen([sys.executable, "-c", FORWARD, str(front), str(back), str(limit)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", FORWARD, str(front), str(back), str(limit)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout.readline() == "ready\n"
     return child
 
 
 def on_s3(folder, port):
-    for key, value in (("url", "s3://bucket/gram"), ("endpointurl", f"http://127.0.0.1:{port}"), ("access_key_id", "x"), ("secret_access_key", "x"), ("verify", "true"), ("read_timeout", "5"), ("connect_timeout", "2")):
+    for key, value in (
+        ("url", "s3://bucket/gram"),
+        ("endpointurl", f"http://127.0.0.1:{port}"),
+        ("access_key_id", "x"),
+        ("secret_access_key", "x"),
+        ("verify", "true"),
+        ("read_timeout", "5"),
+        ("connect_timeout", "2"),
+    ):
         run("dvc", "remote", "modify", "--local", "team", key, value, cwd=folder)
 
 
 def test_s3_with_a_connection_that_breaks(ada, bucket, tmp_path):
-    """The connection breaks in the middle of a push; the next one completes, all objects are whole, a third has nothing to do."""
+    """The connection breaks in the middle of a push; the next one completes, all objects are
+    whole, a third has nothing to do.
+    """
     import hashlib
 
     behind, client = bucket
@@ -424,7 +634,11 @@ def test_s3_with_a_connection_that_breaks(ada, bucket, tmp_path):
     finally:
         through.kill()
     refused = run("dvc", "push", cwd=ada, check=False, AWS_MAX_ATTEMPTS="1")
-    assert refused.returncode and f"127.0.0.1:{port}" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        refused.returncode
+        and f"127.0.0.1:{port}" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
     through = relay(port, behind)
     try:
         assert "pushed" in run("dvc", "push", "--run-cache", cwd=ada).stdout
@@ -440,7 +654,9 @@ def test_s3_with_a_connection_that_breaks(ada, bucket, tmp_path):
         run("git", "clone", "--quiet", ada, other, cwd=tmp_path)
         on_s3(other, port)
         done = run("dvc", "repro", "--pull", cwd=other)
-        assert stages_run(done.stdout) == [] and (other / "data" / "report" / "report.html").exists()
+        assert (
+            stages_run(done.stdout) == [] and (other / "data" / "report" / "report.html").exists()
+        )
     finally:
         through.kill()
 
@@ -448,12 +664,21 @@ def test_s3_with_a_connection_that_breaks(ada, bucket, tmp_path):
 def test_s3_with_wrong_credentials(ada):
     """Moto checks signatures if it is told to, after a number of requests that set things up."""
     port = free_port()
-    server = subprocess.Popen([Path(sys.executable).with_name("moto_server"), "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT | {"INITIAL_NO_AUTH_ACTION_COUNT": "0"})
+    server = subprocess.Popen(
+        [Path(sys.executable).with_name("moto_server"), "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT | {"INITIAL_NO_AUTH_ACTION_COUNT": "0"},
+    )
     try:
         on_s3(ada, port)
         time.sleep(3)
         done = run("dvc", "pull", "data/topics.parquet", cwd=ada, check=False, AWS_MAX_ATTEMPTS="1")
-        assert done.returncode and re.search("Forbidden|InvalidAccessKeyId|denied", done.stderr, re.I) and "Traceback" not in done.stderr
+        assert (
+            done.returncode
+            and re.search("Forbidden|InvalidAccessKeyId|denied", done.stderr, re.I)
+            and "Traceback" not in done.stderr
+        )
     finally:
         server.kill()
         server.wait()
@@ -469,13 +694,32 @@ def test_merge_takes_each_stage_from_who_changed_it():
     ours = {"kept": 1, "ours": 2, "theirs": 1, "both": 2, "same": 3, "left": 1, "new": 5}
     theirs = {"kept": 1, "ours": 1, "theirs": 2, "both": 3, "same": 3, "gone": 1, "other": 6}
     merged, both = merge_stages(base, ours, theirs)
-    assert merged == {"kept": 1, "ours": 2, "theirs": 2, "both": 2, "same": 3, "new": 5, "other": 6} and both == ["both"]
+    assert merged == {
+        "kept": 1,
+        "ours": 2,
+        "theirs": 2,
+        "both": 2,
+        "same": 3,
+        "new": 5,
+        "other": 6,
+    } and both == ["both"]
 
 
 def test_merging_what_is_no_lock_says_so(tmp_path):
-    for name, text in (("base", ""), ("ours", "schema: '2.0'\nstages: {}\n"), ("theirs", "stages: [\n")):
+    for name, text in (
+        ("base", ""),
+        ("ours", "schema: '2.0'\nstages: {}\n"),
+        ("theirs", "stages: [\n"),
+    ):
         (tmp_path / name).write_text(text)
-    done = run(sys.executable, "-m", "pipeline.merge_lock", *(tmp_path / n for n in ("base", "ours", "theirs")), cwd=ROOT, check=False)
+    done = run(
+        sys.executable,
+        "-m",
+        "pipeline.merge_lock",
+        *(tmp_path / n for n in ("base", "ours", "theirs")),
+        cwd=ROOT,
+        check=False,
+    )
     assert done.returncode == 1 and "theirs" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -486,13 +730,20 @@ def test_a_sweep_is_checked_before_it_is_queued():
     from pipeline.errors import InputError
     from pipeline.sweep import check_combination, combinations
 
-    assert combinations(["inner_lr=0.1,0.5", "seed=range(1,3)"]) == [["inner_lr=0.1", "seed=1"], ["inner_lr=0.1", "seed=2"], ["inner_lr=0.5", "seed=1"], ["inner_lr=0.5", "seed=2"]]
+    assert combinations(["inner_lr=0.1,0.5", "seed=range(1,3)"]) == [
+        ["inner_lr=0.1", "seed=1"],
+        ["inner_lr=0.1", "seed=2"],
+        ["inner_lr=0.5", "seed=1"],
+        ["inner_lr=0.5", "seed=2"],
+    ]
     check_combination(["inner_lr=0.1", "methods.meta.unigram.steps=5"], ROOT / "params.yaml")
     with pytest.raises(InputError, match="did you mean 'inner_lr'"):
         combinations(["iner_lr=1,2"])
     with pytest.raises(InputError, match="not KEY=VALUE"):
         combinations(["inner_lr"])
-    with pytest.raises(InputError, match=r"inner_lr=-1: .*params.yaml: parameter 'inner_lr'.*greater than 0"):
+    with pytest.raises(
+        InputError, match=r"inner_lr=-1: .*params.yaml: parameter 'inner_lr'.*greater than 0"
+    ):
         check_combination(["inner_lr=-1"], ROOT / "params.yaml")
 
 
@@ -500,12 +751,41 @@ def test_a_sweep_s_table_has_means_and_spread():
     from pipeline.sweep import experiments, tabulate
 
     def made(name, lr, seed, h, state="success"):
-        data = {"params": {"params.yaml": {"data": {"inner_lr": lr, "seed": seed, "deep": {"same": 1}}}}, "metrics": {"data/metrics/results.json": {"data": {"clip": {"H": 60.0}, "coop_gram": {"H": h}}}}}
+        data = {
+            "params": {
+                "params.yaml": {"data": {"inner_lr": lr, "seed": seed, "deep": {"same": 1}}}
+            },
+            "metrics": {
+                "data/metrics/results.json": {"data": {"clip": {"H": 60.0}, "coop_gram": {"H": h}}}
+            },
+        }
         return {"name": name, "executor": {"state": state}, "revs": [{"data": data}]}
 
-    shown = [{"experiments": None}, {"experiments": [made("a-2", 0.1, 2, 64.0), made("a-1", 0.1, 1, 62.0), made("a-10", 0.5, 1, 50.0), made("a-11", 0.5, 2, 9.0, "failed"), made("ab-1", 9, 1, 1.0), made("a", 9, 1, 1.0)]}]
+    shown = [
+        {"experiments": None},
+        {
+            "experiments": [
+                made("a-2", 0.1, 2, 64.0),
+                made("a-1", 0.1, 1, 62.0),
+                made("a-10", 0.5, 1, 50.0),
+                made("a-11", 0.5, 2, 9.0, "failed"),
+                made("ab-1", 9, 1, 1.0),
+                made("a", 9, 1, 1.0),
+            ]
+        },
+    ]
     found = experiments("a", shown)
-    assert [(e["name"], e["state"]) for e in found] == [("a-1", "success"), ("a-2", "success"), ("a-10", "success"), ("a-11", "failed")]
+    assert [(e["name"], e["state"]) for e in found] == [
+        ("a-1", "success"),
+        ("a-2", "success"),
+        ("a-10", "success"),
+        ("a-11", "failed"),
+    ]
     swept, table = tabulate(found, ["seed"])
-    assert swept == ["inner_lr"] and table.columns == ["inner_lr", "runs", "coop_gram.H", "coop_gram.H_sd"]
+    assert swept == ["inner_lr"] and table.columns == [
+        "inner_lr",
+        "runs",
+        "coop_gram.H",
+        "coop_gram.H_sd",
+    ]
     assert table.rows() == [("0.1", 2, 63.0, pytest.approx(2**0.5)), ("0.5", 1, 50.0, None)]

@@ -39,13 +39,30 @@ def checkout(tmp_path):
     return clone(tmp_path / "checkout")
 
 
-def stage(folder, name="learn", tracked=True, steps=6, pause=0.0, waits_at=-1, wait=True, **changes):
-    """Runs a stage in a checkout; it waits after the step `waits_at` until the checkout has a file `go`."""
+def stage(
+    folder, name="learn", tracked=True, steps=6, pause=0.0, waits_at=-1, wait=True, **changes
+):
+    """Runs a stage in a checkout; it waits after the step `waits_at` until the checkout has a
+    file `go`.
+    """
     script = folder / f"{name}.py"
-    script.write_text(STAGE.format(root=str(folder), tracked=tracked, steps=steps, pause=pause, waits_at=waits_at))
-    environment = ENVIRONMENT | {"DVC_ROOT": str(folder), "DVC_STAGE": f"{name}@one"} | {k: str(v) for k, v in changes.items()}
+    script.write_text(
+        STAGE.format(root=str(folder), tracked=tracked, steps=steps, pause=pause, waits_at=waits_at)
+    )
+    environment = (
+        ENVIRONMENT
+        | {"DVC_ROOT": str(folder), "DVC_STAGE": f"{name}@one"}
+        | {k: str(v) for k, v in changes.items()}
+    )
     environment = {k: v for k, v in environment.items() if v}
-    child = subprocess.Popen([sys.executable, script], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, script],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     if not wait:
         return child
     out, err = child.communicate(timeout=120)
@@ -70,7 +87,16 @@ def until(true, seconds=60):
 
 def send(folder, **changes):
     """What is in the outbox, now; the sender that the stage started may be at it."""
-    run(sys.executable, "-m", "pipeline.tracking.send", "tracking", "--stay", "0", cwd=folder, **changes)
+    run(
+        sys.executable,
+        "-m",
+        "pipeline.tracking.send",
+        "tracking",
+        "--stay",
+        "0",
+        cwd=folder,
+        **changes,
+    )
     until(lambda: not outbox(folder))
 
 
@@ -80,8 +106,13 @@ def found(uri, folder):
 import json, mlflow
 client = mlflow.MlflowClient({uri!r})
 print(json.dumps([{{
-    "name": r.info.run_name, "status": r.info.status, "params": r.data.params, "metrics": r.data.metrics, "tags": r.data.tags,
-    "loss": [(m.step, m.value) for m in client.get_metric_history(r.info.run_id, "loss")], "sometimes": len(client.get_metric_history(r.info.run_id, "sometimes")),
+    "name": r.info.run_name,
+    "status": r.info.status,
+    "params": r.data.params,
+    "metrics": r.data.metrics,
+    "tags": r.data.tags,
+    "loss": [(m.step, m.value) for m in client.get_metric_history(r.info.run_id, "loss")],
+    "sometimes": len(client.get_metric_history(r.info.run_id, "sometimes")),
     "files": sorted(a.path for a in client.list_artifacts(r.info.run_id)),
 }} for r in client.search_runs([e.experiment_id for e in client.search_experiments()])]))
 """
@@ -95,15 +126,32 @@ def server(tmp_path):
 
     def start():
         child = subprocess.Popen(
-            [Path(sys.executable).with_name("mlflow"), "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "files"), "--port", str(port), "--workers", "1"],
-            env=ENVIRONMENT, stdout=(tmp_path / "server.log").open("a"), stderr=subprocess.STDOUT, start_new_session=True,
+            [
+                Path(sys.executable).with_name("mlflow"),
+                "server",
+                "--backend-store-uri",
+                f"sqlite:///{tmp_path}/server.db",
+                "--artifacts-destination",
+                str(tmp_path / "files"),
+                "--port",
+                str(port),
+                "--workers",
+                "1",
+            ],
+            env=ENVIRONMENT,
+            stdout=(tmp_path / "server.log").open("a"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         started.append(child)
         import urllib.request
 
         def up():
             try:
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200
+                return (
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status
+                    == 200
+                )
             except OSError:
                 return False
 
@@ -129,24 +177,47 @@ def test_a_run_is_recorded_and_sent_to_the_local_store(checkout):
     assert r["name"] == "learn@one (alpha-1)" and r["status"] == "FINISHED"
     assert r["params"]["seed"] == "1" and r["params"]["outer.optimiser"] == "adamw"
     assert r["loss"] == [[i, pytest.approx(1 / (i + 1))] for i in range(6)] and r["sometimes"] == 3
-    assert r["metrics"]["H"] == 61.5 and r["metrics"]["by_kind.base"] == 1.0 and "words" not in r["metrics"]
+    assert (
+        r["metrics"]["H"] == 61.5
+        and r["metrics"]["by_kind.base"] == 1.0
+        and "words" not in r["metrics"]
+    )
     assert r["files"] == ["kept.txt", "record.json"]
-    assert r["tags"]["dvc.experiment"] == "alpha-1" and r["tags"]["dvc.baseline"] == "abc" and r["tags"]["dvc.stage"] == "learn@one"
-    assert r["tags"]["mlflow.source.git.commit"] == run("git", "rev-parse", "HEAD", cwd=checkout).stdout.strip()
+    assert (
+        r["tags"]["dvc.experiment"] == "alpha-1"
+        and r["tags"]["dvc.baseline"] == "abc"
+        and r["tags"]["dvc.stage"] == "learn@one"
+    )
+    assert (
+        r["tags"]["mlflow.source.git.commit"]
+        == run("git", "rev-parse", "HEAD", cwd=checkout).stdout.strip()
+    )
     (record,) = records(checkout)
-    assert record["stage"] == "learn@one" and record["experiment"] == "alpha-1" and record["parameters"]["seed"] == record["seed"] == 1 and record["dirty"] is False
+    assert (
+        record["stage"] == "learn@one"
+        and record["experiment"] == "alpha-1"
+        and record["parameters"]["seed"] == record["seed"] == 1
+        and record["dirty"] is False
+    )
 
 
 def test_an_untracked_stage_is_recorded_alone_and_a_changed_file_is_named(checkout):
     (checkout / "README.md").write_text("changed")
     assert stage(checkout, tracked=False).returncode == 0
     (record,) = records(checkout)
-    assert record["dirty"] is True and record["changed"] == ["README.md"] and record["status"] == "FINISHED"
+    assert (
+        record["dirty"] is True
+        and record["changed"] == ["README.md"]
+        and record["status"] == "FINISHED"
+    )
     assert not (checkout / "tracking" / "outbox").exists()
 
 
 def test_by_hand_nothing_is_noted(checkout):
-    assert stage(checkout, DVC_STAGE="", DVC_ROOT="").returncode == 0 and not (checkout / "tracking").exists()
+    assert (
+        stage(checkout, DVC_STAGE="", DVC_ROOT="").returncode == 0
+        and not (checkout / "tracking").exists()
+    )
 
 
 def test_a_copy_for_an_experiment_notes_where_it_came_from(checkout):
@@ -156,7 +227,9 @@ def test_a_copy_for_an_experiment_notes_where_it_came_from(checkout):
     assert home(checkout) == checkout.resolve()
 
 
-def test_a_real_server_gets_live_curves_and_a_server_that_is_away_costs_a_warning_once(checkout, server):
+def test_a_real_server_gets_live_curves_and_a_server_that_is_away_costs_a_warning_once(
+    checkout, server
+):
     """Away: no run fails or is lost, a person is told once. Back: all of them arrive."""
     at = {"MLFLOW_TRACKING_URI": server.uri}
     for name in ("one", "two", "three"):  # nothing listens
@@ -168,19 +241,31 @@ def test_a_real_server_gets_live_curves_and_a_server_that_is_away_costs_a_warnin
     assert len(outbox(checkout)) == 3
     running = server()
     child = stage(checkout, "four", steps=24, waits_at=11, wait=False, **at)
-    until(lambda: any(r["name"] == "four@one" and r["loss"] for r in found(server.uri, checkout)), 30)  # while it runs
-    assert child.poll() is None and next(r for r in found(server.uri, checkout) if r["name"] == "four@one")["status"] == "RUNNING"
+    # while it runs
+    until(
+        lambda: any(r["name"] == "four@one" and r["loss"] for r in found(server.uri, checkout)), 30
+    )
+    assert (
+        child.poll() is None
+        and next(r for r in found(server.uri, checkout) if r["name"] == "four@one")["status"]
+        == "RUNNING"
+    )
     (checkout / "go").touch()
     assert child.wait(60) == 0
     (checkout / "go").unlink()
     send(checkout, **at)
     arrived = {r["name"]: r for r in found(server.uri, checkout)}
-    assert set(arrived) == {f"{n}@one" for n in ("one", "two", "three", "four")} and {r["status"] for r in arrived.values()} == {"FINISHED"}
+    assert set(arrived) == {f"{n}@one" for n in ("one", "two", "three", "four")} and {
+        r["status"] for r in arrived.values()
+    } == {"FINISHED"}
     assert [len(arrived[f"{n}@one"]["loss"]) for n in ("one", "four")] == [6, 24]
     assert not (checkout / "tracking" / "outbox" / "problem.json").exists()
-    # It dies in the middle of a run: the stage ends well, the rest of the curve follows, no point twice.
+    # It dies in the middle of a run: the stage ends well, the rest of the curve follows, no point
+    # twice.
     child = stage(checkout, "five", steps=24, waits_at=11, wait=False, **at)
-    until(lambda: any(r["name"] == "five@one" and r["loss"] for r in found(server.uri, checkout)), 30)
+    until(
+        lambda: any(r["name"] == "five@one" and r["loss"] for r in found(server.uri, checkout)), 30
+    )
     server.stop(running)
     (checkout / "go").touch()
     assert child.wait(60) == 0
@@ -209,21 +294,38 @@ def test_a_stage_that_is_killed_or_fails_is_shown_as_such(checkout):
     child.kill()
     child.wait()
     child = stage(checkout, "stopped", steps=200, pause=0.1, wait=False)
-    until(lambda: any(r.exists() and json.loads(r.read_text())["name"] == "stopped@one" and (r.parent / "parameters.json").exists() for r in outbox(checkout)))
+    until(
+        lambda: any(
+            r.exists()
+            and json.loads(r.read_text())["name"] == "stopped@one"
+            and (r.parent / "parameters.json").exists()
+            for r in outbox(checkout)
+        )
+    )
     child.terminate()
     assert child.wait(30) == 130
     (checkout / "params.yaml").write_text("seed: one\n")
     assert stage(checkout, "failed").returncode == 1
     send(checkout)
-    status = {r["name"]: r["status"] for r in found(f"sqlite:///{checkout}/tracking/mlflow.db", checkout)}
+    status = {
+        r["name"]: r["status"] for r in found(f"sqlite:///{checkout}/tracking/mlflow.db", checkout)
+    }
     assert status == {"killed@one": "KILLED", "stopped@one": "KILLED", "failed@one": "FAILED"}
-    assert [(r["stage"], r["status"]) for r in records(checkout)] == [("stopped@one", "KILLED"), ("failed@one", "FAILED")]
+    assert [(r["stage"], r["status"]) for r in records(checkout)] == [
+        ("stopped@one", "KILLED"),
+        ("failed@one", "FAILED"),
+    ]
 
 
 def test_a_folder_that_cannot_be_written_costs_one_warning(checkout):
     (checkout / "tracking").write_text("no folder")
     done = stage(checkout)
-    assert done.returncode == 0 and "learn: done" in done.stdout and "this run is not tracked" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 0
+        and "learn: done" in done.stdout
+        and "this run is not tracked" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_two_checkouts_runs_at_once_are_all_sent_by_one_sender(checkout):
@@ -231,7 +333,9 @@ def test_two_checkouts_runs_at_once_are_all_sent_by_one_sender(checkout):
     assert [c.wait(60) for c in children] == [0] * 4
     send(checkout)
     runs = found(f"sqlite:///{checkout}/tracking/mlflow.db", checkout)
-    assert sorted(r["name"] for r in runs) == [f"s{i}@one" for i in range(4)] and {len(r["loss"]) for r in runs} == {10}
+    assert sorted(r["name"] for r in runs) == [f"s{i}@one" for i in range(4)] and {
+        len(r["loss"]) for r in runs
+    } == {10}
     assert len(records(checkout)) == 4
 
 

@@ -1,4 +1,6 @@
-"""The meta-training loop: exact resume, processes that share a batch, and a clear stop when numbers go wrong."""
+"""The meta-training loop: exact resume, processes that share a batch, and a clear stop when
+numbers go wrong.
+"""
 
 import io
 import os
@@ -58,13 +60,17 @@ def jpeg(rng, name):
 
 
 def write_episodes(folder, spoiled=()):
-    """3-way tasks with random picture features: hard, so that there is something to learn. `spoiled` ones hold a NaN."""
+    """3-way tasks with random picture features: hard, so that there is something to learn.
+    `spoiled` ones hold a NaN.
+    """
     rng, schema = np.random.default_rng(0), episodes_schema(128)
     rows, pictures = [], []
     for task in range(TASKS):
         names = rng.choice(NAMES, WAYS, replace=False)
         for role, count in (("support", SHOTS), ("query", QUERIES)):
-            rows += [(task, role, k, names[k], k, 0, "key") for k in range(WAYS) for _ in range(count)]
+            rows += [
+                (task, role, k, names[k], k, 0, "key") for k in range(WAYS) for _ in range(count)
+            ]
             pictures += [jpeg(rng, names[k]) for k in range(WAYS) for _ in range(count)]
     x = rng.normal(size=(len(rows), 128))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -73,7 +79,11 @@ def write_episodes(folder, spoiled=()):
     columns = [pa.array(c, type=f.type) for c, f in zip(zip(*rows), schema)]
     table = pa.table([*columns, to_vectors(x), pa.array(pictures, pa.binary())], schema=schema)
     rows = WAYS * (SHOTS + QUERIES)
-    write_parts((table.slice(first, rows) for first in range(0, len(table), rows)), folder / "00000.parquet", schema)
+    write_parts(
+        (table.slice(first, rows) for first in range(0, len(table), rows)),
+        folder / "00000.parquet",
+        schema,
+    )
     return folder
 
 
@@ -87,13 +97,28 @@ class Stop(Exception):
 
 
 def outer(**changes):
-    return Outer(**({
-        "optimiser": "adamw", "weight_decay": 0.0, "schedule": "constant", "clip_norm": 1.0, "precision": "fp32", "recompute": False, "measure_every": 1, "checkpoint_every": 3,
-    } | changes))
+    return Outer(
+        **(
+            {
+                "optimiser": "adamw",
+                "weight_decay": 0.0,
+                "schedule": "constant",
+                "clip_norm": 1.0,
+                "precision": "fp32",
+                "recompute": False,
+                "measure_every": 1,
+                "checkpoint_every": 3,
+            }
+            | changes
+        )
+    )
 
 
 def start(method, regulated=True, count=4):
-    theta = {k: v.requires_grad_() for k, v in method.initial(count, torch.Generator().manual_seed(1)).items()}
+    theta = {
+        k: v.requires_grad_()
+        for k, v in method.initial(count, torch.Generator().manual_seed(1)).items()
+    }
     settings = Regulator(input_scale="rms", bias=2.0, weight_std=0.02, bias_per_token=True)
     phi = initial_phi(theta, settings, torch.Generator().manual_seed(2)) if regulated else {}
     return theta, {k: v.requires_grad_() for k, v in phi.items()}
@@ -115,13 +140,24 @@ def train(method, episodes, work, steps=10, stop=None, pause=None, regulated=Tru
 
     work.mkdir(exist_ok=True)
     theta, phi = start(method, regulated)
-    settings = {"inner": INNER, "outer": outer(), "outer_lr": 0.01, "regulator_lr": 0.01, "batch": 4, "steps": steps}
-    curve = meta_train(method, theta, phi, episodes, work, progress=progress, **(settings | changes))
+    settings = {
+        "inner": INNER,
+        "outer": outer(),
+        "outer_lr": 0.01,
+        "regulator_lr": 0.01,
+        "batch": 4,
+        "steps": steps,
+    }
+    curve = meta_train(
+        method, theta, phi, episodes, work, progress=progress, **(settings | changes)
+    )
     return theta, phi, curve
 
 
 def tensors_of(theta, phi):
-    return {f"theta/{k}": v.detach() for k, v in theta.items()} | {f"phi/{k}": v.detach() for k, v in phi.items()}
+    return {f"theta/{k}": v.detach() for k, v in theta.items()} | {
+        f"phi/{k}": v.detach() for k, v in phi.items()
+    }
 
 
 def equal(a, b):
@@ -135,20 +171,37 @@ def assert_close(found, expected, rtol=1e-6):
         assert (found[name] - expected[name]).abs().max() <= rtol * expected[name].abs().max(), name
 
 
-def one_step(method, episodes, numbers, inner=INNER, regulated=True, shares=1, theta_phi=None, **changes):
+def one_step(
+    method, episodes, numbers, inner=INNER, regulated=True, shares=1, theta_phi=None, **changes
+):
     """`meta_step` on some tasks, with everything measured."""
     theta, phi = theta_phi or start(method, regulated)
     tasks = [t for t in read_episodes(episodes, method.sees_pixels) if t.number in numbers]
     size = len(tasks) // shares
-    return meta_step(method, theta, phi, [load_batch(method, tasks[i : i + size]) for i in range(0, len(tasks), size)], inner, outer(**changes), True)
+    return meta_step(
+        method,
+        theta,
+        phi,
+        [load_batch(method, tasks[i : i + size]) for i in range(0, len(tasks), size)],
+        inner,
+        outer(**changes),
+        True,
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, {"outer": outer(optimiser="sgd", schedule="cosine", weight_decay=0.01)}], ids=["adamw", "sgd"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"outer": outer(optimiser="sgd", schedule="cosine", weight_decay=0.01)}],
+    ids=["adamw", "sgd"],
+)
 def test_resumed_training_is_the_same_to_the_bit(method, episodes, tmp_path, changes):
     theta, phi, curve = train(method, episodes, tmp_path / "a", **changes)
     with pytest.raises(Stop):
         train(method, episodes, tmp_path / "b", stop=8, **changes)  # the checkpoint is at step 6
-    assert not equal(load_file(tmp_path / "a" / "checkpoint.safetensors"), load_file(tmp_path / "b" / "checkpoint.safetensors"))
+    assert not equal(
+        load_file(tmp_path / "a" / "checkpoint.safetensors"),
+        load_file(tmp_path / "b" / "checkpoint.safetensors"),
+    )
     theta_again, phi_again, curve_again = train(method, episodes, tmp_path / "b", **changes)
     assert equal(tensors_of(theta, phi), tensors_of(theta_again, phi_again))
     assert curve == curve_again and [row["step"] for row in curve] == list(range(10))
@@ -156,11 +209,18 @@ def test_resumed_training_is_the_same_to_the_bit(method, episodes, tmp_path, cha
 
 @pytest.mark.parametrize("prompt", ["coop", "vpt"])
 def test_the_towers_run_in_one_thread_only(backbone, episodes, tmp_path, monkeypatch, prompt):
-    """Which attention runs is a setting of the whole process: in the thread that reads ahead it would be a matter of timing."""
+    """Which attention runs is a setting of the whole process: in the thread that reads ahead it
+    would be a matter of timing.
+    """
     threads, method = [], METHODS[prompt](backbone)
     for name in ("prepare", "look", "logits"):
         call = getattr(method, name)
-        monkeypatch.setattr(method, name, lambda *args, call=call: threads.append(threading.current_thread()) or call(*args), raising=False)
+        monkeypatch.setattr(
+            method,
+            name,
+            lambda *args, call=call: threads.append(threading.current_thread()) or call(*args),
+            raising=False,
+        )
     train(method, episodes, tmp_path, steps=2, batch=1)
     assert set(threads) == {threading.main_thread()}
 
@@ -170,7 +230,11 @@ def test_episodes_are_read_in_threads_that_end(backbone, episodes, tmp_path, mon
     threads = set()
     for name in ("read_episodes", "shown"):
         call = getattr(loop, name)
-        monkeypatch.setattr(loop, name, lambda *args, call=call: threads.add(threading.current_thread()) or call(*args))
+        monkeypatch.setattr(
+            loop,
+            name,
+            lambda *args, call=call: threads.add(threading.current_thread()) or call(*args),
+        )
     train(METHODS[prompt](backbone), episodes, tmp_path, steps=2, batch=2)
     assert len(threads) == 1 and threading.main_thread() not in threads
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
@@ -220,8 +284,15 @@ out = Path({out!r})
 method = t.METHODS["coop"](t.load_backbone(t.ROOT / "demo" / "backbone"))
 loads = []
 load = t.loop.load_batch
-t.loop.load_batch = lambda m, tasks, pictures: loads.append([e.number for e in tasks]) or load(m, tasks, pictures)
-theta, phi, curve = t.train(method, Path({episodes!r}), out / "work", steps=3, outer=t.outer(optimiser="sgd", clip_norm=100.0), outer_lr=0.1, regulator_lr=0.1)
+def counted(method, tasks, pictures):
+    loads.append([e.number for e in tasks])
+    return load(method, tasks, pictures)
+t.loop.load_batch = counted
+outer = t.outer(optimiser="sgd", clip_norm=100.0)
+rates = dict(outer_lr=0.1, regulator_lr=0.1)
+theta, phi, curve = t.train(
+    method, Path({episodes!r}), out / "work", steps=3, outer=outer, **rates
+)
 (out / f"loads{{os.environ['RANK']}}").write_text(repr(loads[:3]))
 (out / f"curve{{os.environ['RANK']}}").write_text(repr(curve))
 save_file(t.tensors_of(theta, phi), out / f"rank{{os.environ['RANK']}}.safetensors")
@@ -231,32 +302,76 @@ save_file(t.tensors_of(theta, phi), out / f"rank{{os.environ['RANK']}}.safetenso
 def test_two_processes_do_what_one_does(method, episodes, tmp_path):
     """SGD without clipping, so that what θ and φ moved by shows the meta-gradients' size."""
     script = tmp_path / "two.py"
-    script.write_text(TORCHRUN.format(tests=str(ROOT / "tests"), episodes=str(episodes), out=str(tmp_path)))
+    script.write_text(
+        TORCHRUN.format(tests=str(ROOT / "tests"), episodes=str(episodes), out=str(tmp_path))
+    )
     port = free_port()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), str(script)]
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1", "DEVICE": "cpu"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(port),
+        str(script),
+    ]
+    done = subprocess.run(
+        command,
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DEVICE": "cpu"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    changes = {"steps": 3, "outer": outer(optimiser="sgd", clip_norm=100.0), "outer_lr": 0.1, "regulator_lr": 0.1}
+    changes = {
+        "steps": 3,
+        "outer": outer(optimiser="sgd", clip_norm=100.0),
+        "outer_lr": 0.1,
+        "regulator_lr": 0.1,
+    }
     theta, phi, curve = train(method, episodes, tmp_path / "one", **changes)
     expected, begin = tensors_of(theta, phi), tensors_of(*start(method))
     for rank in (0, 1):
         found = load_file(tmp_path / f"rank{rank}.safetensors")
-        assert_close({k: v - begin[k] for k, v in found.items()}, {k: v - begin[k] for k, v in expected.items()}, 1e-4)
+        assert_close(
+            {k: v - begin[k] for k, v in found.items()},
+            {k: v - begin[k] for k, v in expected.items()},
+            1e-4,
+        )
         assert_close(found, expected)
         for row, other in zip(curve, eval((tmp_path / f"curve{rank}").read_text()), strict=True):
             assert row == pytest.approx(other, rel=1e-4)
-    assert [eval((tmp_path / f"loads{rank}").read_text()) for rank in (0, 1)] == [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10, 11]]]
-    assert equal(load_file(tmp_path / "rank0.safetensors"), load_file(tmp_path / "rank1.safetensors"))
+    assert [eval((tmp_path / f"loads{rank}").read_text()) for rank in (0, 1)] == [
+        [[0, 1], [4, 5], [8, 9]],
+        [[2, 3], [6, 7], [10, 11]],
+    ]
+    assert equal(
+        load_file(tmp_path / "rank0.safetensors"), load_file(tmp_path / "rank1.safetensors")
+    )
 
 
 def test_a_batch_that_cannot_be_shared(method, episodes, tmp_path):
-    with pytest.raises(InputError, match="'meta_batch' is 4, which 1 processes with 3 tasks at once cannot share evenly; choose a multiple of 3"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "'meta_batch' is 4, which 1 processes with 3 tasks at once cannot share evenly; "
+            "choose a multiple of 3"
+        ),
+    ):
         train(method, episodes, tmp_path, at_once=3)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_tasks_at_once_change_nothing_but_rounding(method, episodes, tmp_path, at_once):
-    changes = {"steps": 3, "outer": outer(optimiser="sgd", clip_norm=100.0), "outer_lr": 0.1, "regulator_lr": 0.1}
+    changes = {
+        "steps": 3,
+        "outer": outer(optimiser="sgd", clip_norm=100.0),
+        "outer_lr": 0.1,
+        "regulator_lr": 0.1,
+    }
     whole = train(method, episodes, tmp_path / "whole", **changes)
     shared = train(method, episodes, tmp_path / "shared", at_once=at_once, **changes)
     begin = tensors_of(*start(method))
@@ -271,7 +386,9 @@ def test_learning_changes_tokens_and_regulator_and_lowers_the_loss(method, episo
     begin = tensors_of(*start(method))
     for name, after in tensors_of(theta, phi).items():
         assert not torch.equal(after, begin[name]), name
-    assert np.mean([c["query_loss"] for c in curve[-6:]]) < np.mean([c["query_loss"] for c in curve[:6]])
+    assert np.mean([c["query_loss"] for c in curve[-6:]]) < np.mean(
+        [c["query_loss"] for c in curve[:6]]
+    )
 
 
 @pytest.mark.parametrize("prompt", ["vpt", "joint"])
@@ -279,22 +396,29 @@ def test_visual_tokens_learn_from_the_pictures(backbone, episodes, tmp_path, pro
     """The bytes in the shards are decoded; the cached features (random here) are not used."""
     method = METHODS[prompt](backbone)
     theta, _phi, curve = train(method, episodes, tmp_path, steps=9, batch=2, outer_lr=0.05)
-    assert np.mean([c["query_loss"] for c in curve[-3:]]) < np.mean([c["query_loss"] for c in curve[:3]])
+    assert np.mean([c["query_loss"] for c in curve[-3:]]) < np.mean(
+        [c["query_loss"] for c in curve[:3]]
+    )
     assert all((theta[k] - v).abs().max() > 0.01 for k, v in start(method)[0].items())
 
-    # The first row, from the files: what open_clip says of these pictures with the tokens of the start.
+    # The first row, from the files: what open_clip says of these pictures with the tokens of the
+    # start.
     losses = []
     for task in list(read_episodes(episodes, pictures=True))[:2]:
         pixels = torch.stack([backbone.test_view(open_picture(p)) for p in task.query_pictures])
         with torch.no_grad():
             tokens = {k: v.unsqueeze(0) for k, v in start(method)[0].items()}
-            logits = method.logits(tokens, method.prepare([task.names]), method.look(pixels.unsqueeze(0)))[0]
+            logits = method.logits(
+                tokens, method.prepare([task.names]), method.look(pixels.unsqueeze(0))
+            )[0]
         losses.append(F.cross_entropy(logits, torch.arange(WAYS).repeat_interleave(QUERIES)).item())
     assert curve[0]["start_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_without_inner_steps_it_is_plain_classification(method, episodes):
-    """algorithm: pretrain is the gradient of the mean cross-entropy over all of the tasks' pictures at θ."""
+    """algorithm: pretrain is the gradient of the mean cross-entropy over all of the tasks'
+    pictures at θ.
+    """
     found = one_step(method, episodes, {1, 4}, inner=InnerStep(0.1, 0), regulated=False)
     theta, _ = start(method)
     table, losses, hits = pq.read_table(episodes / "00000.parquet").to_pylist(), [], []
@@ -303,17 +427,27 @@ def test_without_inner_steps_it_is_plain_classification(method, episodes):
         names = [next(r["name"] for r in rows if r["label"] == k) for k in range(WAYS)]
         features = torch.tensor(np.array([r["image"] for r in rows], dtype=np.float32))
         labels = torch.tensor([r["label"] for r in rows])
-        logits = method.logits({"text": theta["text"].unsqueeze(0)}, method.prepare([names]), features.unsqueeze(0))[0]
+        logits = method.logits(
+            {"text": theta["text"].unsqueeze(0)}, method.prepare([names]), features.unsqueeze(0)
+        )[0]
         losses.append(F.cross_entropy(logits, labels))
         hits.append((logits.argmax(1) == labels).float().mean().item())
     loss = sum(losses) / 2
     assert_close(found.theta, {"text": torch.autograd.grad(loss, theta["text"])[0]}, 1e-4)
-    assert found.phi == {} and found.figures == pytest.approx({"query_loss": loss.item(), "query_accuracy": np.mean(hits)}, rel=1e-5)
+    assert found.phi == {} and found.figures == pytest.approx(
+        {"query_loss": loss.item(), "query_accuracy": np.mean(hits)}, rel=1e-5
+    )
 
 
 def test_pretraining_runs_and_leaves_what_it_cannot_measure_empty(method, episodes, tmp_path):
-    _theta, phi, curve = train(method, episodes, tmp_path, steps=3, regulated=False, inner=InnerStep(0.1, 0))
-    assert curve[0].keys() == set(loop.COLUMNS) and curve[0]["start_loss"] is None and curve[0]["raw_rms"] is None
+    _theta, phi, curve = train(
+        method, episodes, tmp_path, steps=3, regulated=False, inner=InnerStep(0.1, 0)
+    )
+    assert (
+        curve[0].keys() == set(loop.COLUMNS)
+        and curve[0]["start_loss"] is None
+        and curve[0]["raw_rms"] is None
+    )
     assert phi == {} and curve[0]["phi_norm"] == 0.0 and curve[0]["theta_norm"] > 0
 
 
@@ -322,9 +456,21 @@ def test_an_entry_s_own_rate_and_steps_replace_the_common_ones(backbone, episode
         work = tmp_path / str(len(list(tmp_path.iterdir())))
         work.mkdir()
         found, curve = learn_start(
-            backbone, MetaMethod(prompt="coop", title="", episodes="shifted", **own), episodes, work, seed=1, context_tokens=4, inner_lr=common_inner, inner_steps=1,
-            regulator=Regulator(input_scale="rms", bias=2.0, weight_std=0.0, bias_per_token=False), outer=outer(), outer_lr=common_outer, regulator_lr=0.01,
-            meta_batch=4, meta_steps=2, progress=lambda items, label, total=None: tqdm.tqdm(items, disable=True),
+            backbone,
+            MetaMethod(prompt="coop", title="", episodes="shifted", **own),
+            episodes,
+            work,
+            seed=1,
+            context_tokens=4,
+            inner_lr=common_inner,
+            inner_steps=1,
+            regulator=Regulator(input_scale="rms", bias=2.0, weight_std=0.0, bias_per_token=False),
+            outer=outer(),
+            outer_lr=common_outer,
+            regulator_lr=0.01,
+            meta_batch=4,
+            meta_steps=2,
+            progress=lambda items, label, total=None: tqdm.tqdm(items, disable=True),
         )
         return found.theta | found.phi, len(curve)
 
@@ -335,7 +481,9 @@ def test_an_entry_s_own_rate_and_steps_replace_the_common_ones(backbone, episode
 
 
 def test_agreement_columns(method, episodes, tmp_path):
-    """Normalised inner products; R^φ changes them, plain gradients do not; measured every other step here."""
+    """Normalised inner products; R^φ changes them, plain gradients do not; measured every other
+    step here.
+    """
     _, _, curve = train(method, episodes, tmp_path / "gram", steps=4, outer=outer(measure_every=2))
     _, _, plain = train(method, episodes, tmp_path / "maml", steps=4, regulated=False)
     assert [row["raw_agreement"] is None for row in curve] == [False, True, False, True]
@@ -349,21 +497,45 @@ def test_agreement_columns(method, episodes, tmp_path):
 def test_sgd_by_hand(method, episodes, tmp_path):
     """Two steps with momentum 0.9: v ← 0.9 v + g + weight_decay · θ, θ ← θ − rate · v."""
     changes = {"optimiser": "sgd", "clip_norm": 100.0, "weight_decay": 0.1}
-    theta, phi, _ = train(method, episodes, tmp_path, steps=2, outer=outer(**changes), outer_lr=0.5, regulator_lr=0.25)
+    theta, phi, _ = train(
+        method, episodes, tmp_path, steps=2, outer=outer(**changes), outer_lr=0.5, regulator_lr=0.25
+    )
     at, moved = start(method), None
     for numbers in ({0, 1, 2, 3}, {4, 5, 6, 7}):
         found = one_step(method, episodes, numbers, theta_phi=at)
-        gradients = [{k: g + 0.1 * leaf[k].detach() for k, g in part.items()} for leaf, part in zip(at, (found.theta, found.phi))]
-        moved = gradients if moved is None else [{k: 0.9 * v[k] + g[k] for k in g} for v, g in zip(moved, gradients)]
-        at = tuple({k: (v.detach() - rate * m[k]).requires_grad_() for k, v in leaf.items()} for leaf, m, rate in zip(at, moved, (0.5, 0.25)))
+        gradients = [
+            {k: g + 0.1 * leaf[k].detach() for k, g in part.items()}
+            for leaf, part in zip(at, (found.theta, found.phi))
+        ]
+        moved = (
+            gradients
+            if moved is None
+            else [{k: 0.9 * v[k] + g[k] for k in g} for v, g in zip(moved, gradients)]
+        )
+        at = tuple(
+            {k: (v.detach() - rate * m[k]).requires_grad_() for k, v in leaf.items()}
+            for leaf, m, rate in zip(at, moved, (0.5, 0.25))
+        )
     assert_close(tensors_of(theta, phi), tensors_of(*at))
 
 
 def test_adamw_by_hand(method, episodes, tmp_path):
-    """Its first step is θ (1 − rate · weight_decay) − rate · g / (|g| + 1e-8), g clipped to `clip_norm`, of θ and φ apart."""
-    theta, phi, curve = train(method, episodes, tmp_path, steps=1, outer=outer(weight_decay=0.5, clip_norm=1e-7), outer_lr=0.02, regulator_lr=0.01)
+    """Its first step is θ (1 − rate · weight_decay) − rate · g / (|g| + 1e-8), g clipped to
+    `clip_norm`, of θ and φ apart.
+    """
+    theta, phi, curve = train(
+        method,
+        episodes,
+        tmp_path,
+        steps=1,
+        outer=outer(weight_decay=0.5, clip_norm=1e-7),
+        outer_lr=0.02,
+        regulator_lr=0.01,
+    )
     found, begin = one_step(method, episodes, {0, 1, 2, 3}), start(method)
-    for leaves, gradients, after, rate, column in zip(begin, (found.theta, found.phi), (theta, phi), (0.02, 0.01), ("theta_norm", "phi_norm")):
+    for leaves, gradients, after, rate, column in zip(
+        begin, (found.theta, found.phi), (theta, phi), (0.02, 0.01), ("theta_norm", "phi_norm")
+    ):
         norm = torch.cat([g.flatten() for g in gradients.values()]).norm().item()
         assert curve[0][column] == pytest.approx(norm, rel=1e-5)
         for name, g in gradients.items():
@@ -373,7 +545,9 @@ def test_adamw_by_hand(method, episodes, tmp_path):
 
 
 def test_the_cosine_schedule_ends_at_zero(method, episodes, tmp_path, monkeypatch):
-    assert [schedule(i, 8, "cosine") for i in (0, 4)] == pytest.approx([1.0, 0.5]) and schedule(8, 8, "cosine") == pytest.approx(0.0, abs=1e-12)
+    assert [schedule(i, 8, "cosine") for i in (0, 4)] == pytest.approx([1.0, 0.5]) and schedule(
+        8, 8, "cosine"
+    ) == pytest.approx(0.0, abs=1e-12)
     assert all(schedule(i, 8, "cosine") > schedule(i + 1, 8, "cosine") for i in range(8))
     assert {schedule(i, 8, "constant") for i in range(9)} == {1.0}
 
@@ -381,13 +555,33 @@ def test_the_cosine_schedule_ends_at_zero(method, episodes, tmp_path, monkeypatc
 
     def watched(*args):
         optimiser = make(*args)
-        optimiser.register_step_pre_hook(lambda o, *_: rates.append([g["lr"] for g in o.param_groups]))
+        optimiser.register_step_pre_hook(
+            lambda o, *_: rates.append([g["lr"] for g in o.param_groups])
+        )
         return optimiser
 
     monkeypatch.setattr(loop, "optimiser_of", watched)
     with pytest.raises(Stop):
-        train(method, episodes, tmp_path, steps=5, stop=4, outer=outer(schedule="cosine"), outer_lr=0.1, regulator_lr=0.2)
-    train(method, episodes, tmp_path, steps=5, outer=outer(schedule="cosine"), outer_lr=0.1, regulator_lr=0.2)  # from step 3 on
+        train(
+            method,
+            episodes,
+            tmp_path,
+            steps=5,
+            stop=4,
+            outer=outer(schedule="cosine"),
+            outer_lr=0.1,
+            regulator_lr=0.2,
+        )
+    # from step 3 on
+    train(
+        method,
+        episodes,
+        tmp_path,
+        steps=5,
+        outer=outer(schedule="cosine"),
+        outer_lr=0.1,
+        regulator_lr=0.2,
+    )
     of_step = [0.5 * (1 + np.cos(np.pi * i / 5)) for i in (0, 1, 2, 3, 3, 4)]
     assert np.allclose(rates, [[0.1 * r, 0.2 * r] for r in of_step])
 
@@ -399,9 +593,14 @@ def cosine(a, b):
 
 @pytest.mark.parametrize("prompt", ["coop", "vpt"])
 def test_bf16_is_close_to_fp32(backbone, episodes, prompt):
-    """Not equal, or the precision would not have been used; tokens, regulator and their gradients stay fp32."""
+    """Not equal, or the precision would not have been used; tokens, regulator and their
+    gradients stay fp32.
+    """
     method = METHODS[prompt](backbone)
-    exact, short = (one_step(method, episodes, {0, 1} if prompt == "coop" else {0}, precision=p) for p in ("fp32", "bf16"))
+    exact, short = (
+        one_step(method, episodes, {0, 1} if prompt == "coop" else {0}, precision=p)
+        for p in ("fp32", "bf16")
+    )
     assert all(g.dtype == torch.float32 for g in (*short.theta.values(), *short.phi.values()))
     assert 0.98 < cosine(exact.theta, short.theta) < 0.999999
     assert 0.98 < cosine(exact.phi, short.phi) < 0.999999
@@ -410,7 +609,9 @@ def test_bf16_is_close_to_fp32(backbone, episodes, prompt):
 
 @pytest.mark.parametrize("second_order", [True, False])
 @pytest.mark.parametrize("prompt", ["coop", "vpt", "joint"])
-def test_recomputed_activations_give_the_same_gradients(backbone, episodes, prompt, second_order, monkeypatch):
+def test_recomputed_activations_give_the_same_gradients(
+    backbone, episodes, prompt, second_order, monkeypatch
+):
     method, inner = METHODS[prompt](backbone), InnerStep(0.1, 2, second_order, "rms")
     runs, block = [], blocks._block
     monkeypatch.setattr(blocks, "_block", lambda *args: runs.append(1) or block(*args))
@@ -424,20 +625,32 @@ def test_recomputed_activations_give_the_same_gradients(backbone, episodes, prom
 
 @pytest.mark.parametrize("at_once", [None, 2])
 def test_a_task_that_is_not_finite_is_named(method, tmp_path, at_once):
-    """Task 6 is in the second batch; its neighbours are not blamed, and what was learned before it is kept."""
+    """Task 6 is in the second batch; its neighbours are not blamed, and what was learned before
+    it is kept.
+    """
     (tmp_path / "episodes").mkdir()
     spoiled = write_episodes(tmp_path / "episodes", spoiled=[6])
-    with pytest.raises(InputError, match=r"episodes: at meta-step 1, loss or gradient is not finite \(tasks 6\); lower 'inner_lr'"):
+    with pytest.raises(
+        InputError,
+        match=r"episodes: at meta-step 1, loss or gradient is not finite \(tasks 6\); "
+        r"lower 'inner_lr'",
+    ):
         train(method, spoiled, tmp_path / "work", at_once=at_once, outer=outer(checkpoint_every=1))
     kept = load_file(tmp_path / "work" / "checkpoint.safetensors")
     assert all(v.isfinite().all() for v in kept.values())
 
 
 def test_all_tasks_are_named_if_all_are_at_fault(method, episodes, tmp_path):
-    with pytest.raises(InputError, match=r"at meta-step 0, loss or gradient is not finite \(tasks 0, 1, 2, 3\); lower 'inner_lr'"):
+    with pytest.raises(
+        InputError,
+        match=r"at meta-step 0, loss or gradient is not finite \(tasks 0, 1, 2, 3\); "
+        r"lower 'inner_lr'",
+    ):
         train(method, episodes, tmp_path, inner=InnerStep(float("inf"), 1, True, "rms"))
 
 
 def test_fewer_tasks_than_a_batch(method, episodes, tmp_path):
-    with pytest.raises(InputError, match="holds 12 tasks, fewer than one batch of 'meta_batch' = 13"):
+    with pytest.raises(
+        InputError, match="holds 12 tasks, fewer than one batch of 'meta_batch' = 13"
+    ):
         train(method, episodes, tmp_path, batch=13)

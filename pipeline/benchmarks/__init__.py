@@ -1,1 +1,3 @@
-"""Labelled benchmarks: reading, splitting, few-shot draws, cached features, accuracy and harmonic mean."""
+"""Labelled benchmarks: reading, splitting, few-shot draws, cached features, accuracy and
+harmonic mean.
+"""

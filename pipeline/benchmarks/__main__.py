@@ -1,8 +1,8 @@
 """The field's labelled datasets on this machine (docs/benchmarks.md).
 
-    python -m pipeline.benchmarks status
-    python -m pipeline.benchmarks fetch dtd
-    python -m pipeline.benchmarks draw data/raw/benchmarks/dtd/split_zhou_DescribableTextures.json --shots 16 --seed 1
+python -m pipeline.benchmarks status python -m pipeline.benchmarks fetch dtd python -m
+pipeline.benchmarks draw data/raw/benchmarks/dtd/split_zhou_DescribableTextures.json --shots 16
+--seed 1
 """
 
 from __future__ import annotations
@@ -25,16 +25,24 @@ PARTS = ("train", "val", "test")
 
 
 def draw(args: argparse.Namespace) -> None:
-    """The last line is JSON: the drawn rows of `train` and `val` by their place in the split file's lists, from 0, as they were drawn."""
+    """The last line is JSON: the drawn rows of `train` and `val` by their place in the split
+    file's lists, from 0, as they were drawn.
+    """
     parts = read_split(args.split)
     labels = {part: [item.label for item in parts[part]] for part in PARTS}
     train, val = draw_train_and_val(labels["train"], labels["val"], args.shots, args.seed)
-    print(f"{args.split}: {len(set(labels['train']))} classes; {len(train)} of {len(labels['train'])} train and {len(val)} of {len(labels['val'])} val pictures, seed {args.seed}")
+    print(
+        f"{args.split}: {len(set(labels['train']))} classes; {len(train)} of "
+        f"{len(labels['train'])} train and {len(val)} of {len(labels['val'])} val pictures, "
+        f"seed {args.seed}"
+    )
     print(json.dumps({"train": train, "val": val}))
 
 
 def _state(layout: str, root: Path) -> tuple[str, str]:
-    """(missing, incomplete, present with other counts than the field's, or complete; what was found)."""
+    """(missing, incomplete, present with other counts than the field's, or complete; what was
+    found).
+    """
     known = KNOWN[layout]
     if not (root / known.folder).is_dir():
         return "missing", f"no {root / known.folder}"
@@ -52,21 +60,34 @@ def _state(layout: str, root: Path) -> tuple[str, str]:
         whole = classes == known.classes and sum(counts) == sum(known.counts)
         found += f" ({known.split_file} in the folder gives the reference's)"
     else:
-        whole = classes == known.classes and counts == known.counts and known.halves in (None, halves)
+        whole = (
+            classes == known.classes and counts == known.counts and known.halves in (None, halves)
+        )
     if whole:
         return "complete", found
-    return "incomplete" if sum(counts) < sum(known.counts) else "present", f"{found}; the field has {known.classes} classes, {_counts(known.counts, known.halves)}"
+    return (
+        "incomplete" if sum(counts) < sum(known.counts) else "present",
+        f"{found}; the field has {known.classes} classes, {_counts(known.counts, known.halves)}",
+    )
 
 
 def _counts(parts: tuple[int, ...], halves: tuple[int, int] | None) -> str:
-    return f"{'/'.join(map(str, parts))} pictures" + (f" (test {halves[0]} base, {halves[1]} new)" if halves else "")
+    return f"{'/'.join(map(str, parts))} pictures" + (
+        f" (test {halves[0]} base, {halves[1]} new)" if halves else ""
+    )
 
 
 def status(args: argparse.Namespace) -> None:
-    """One line per dataset: its state, the pictures of train/val/test that were found, where to get it if it is not complete."""
+    """One line per dataset: its state, the pictures of train/val/test that were found, where to
+    get it if it is not complete.
+    """
     for layout, known in KNOWN.items():
         state, found = _state(layout, args.root)
-        hint = f"; `python -m pipeline.benchmarks fetch {layout}`, or {known.site}" if layout in ARCHIVES else f"; from {known.site}"
+        hint = (
+            f"; `python -m pipeline.benchmarks fetch {layout}`, or {known.site}"
+            if layout in ARCHIVES
+            else f"; from {known.site}"
+        )
         print(f"{layout:<16}{state:<11} {found}{'' if state == 'complete' else hint}")
 
 
@@ -88,23 +109,53 @@ def _count(text: str) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m pipeline.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = argparse.ArgumentParser(
+        prog="python -m pipeline.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = cli.add_subparsers(required=True)
     here = argparse.ArgumentParser(add_help=False)
-    here.add_argument("--root", type=Path, default=Path("data/raw/benchmarks"), help="folder of all datasets (default: %(default)s)")
+    here.add_argument(
+        "--root",
+        type=Path,
+        default=Path("data/raw/benchmarks"),
+        help="folder of all datasets (default: %(default)s)",
+    )
 
-    drawing = commands.add_parser("draw", help="which pictures the few-shot draw takes of a split file; the pictures need not be there", description=draw.__doc__)
-    drawing.add_argument("split", type=Path, help="a split file of the reference (split_zhou_….json)")
-    drawing.add_argument("--shots", type=_count, default=16, help="pictures per class (default: %(default)s)")
+    drawing = commands.add_parser(
+        "draw",
+        help=(
+            "which pictures the few-shot draw takes of a split file; the pictures need not be there"
+        ),
+        description=draw.__doc__,
+    )
+    drawing.add_argument(
+        "split", type=Path, help="a split file of the reference (split_zhou_….json)"
+    )
+    drawing.add_argument(
+        "--shots", type=_count, default=16, help="pictures per class (default: %(default)s)"
+    )
     drawing.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     drawing.set_defaults(run=draw)
 
-    showing = commands.add_parser("status", parents=[here], help="which datasets are there, and whether all of them", description=status.__doc__)
+    showing = commands.add_parser(
+        "status",
+        parents=[here],
+        help="which datasets are there, and whether all of them",
+        description=status.__doc__,
+    )
     showing.set_defaults(run=status)
 
-    getting = commands.add_parser("fetch", parents=[here], help="download a dataset into the field's layout")
+    getting = commands.add_parser(
+        "fetch", parents=[here], help="download a dataset into the field's layout"
+    )
     getting.add_argument("name", choices=sorted(KNOWN))
-    getting.add_argument("--mirror", type=_address, help="address of a folder with the publisher's archives, instead of the publisher's own")
+    getting.add_argument(
+        "--mirror",
+        type=_address,
+        help="address of a folder with the publisher's archives, instead of the publisher's own",
+    )
     getting.set_defaults(run=get)
 
     args = cli.parse_args(arguments)

@@ -1,4 +1,6 @@
-"""A benchmark as the `benchmark` stage left it: what tuning and evaluation read, for any kind of method."""
+"""A benchmark as the `benchmark` stage left it: what tuning and evaluation read, for any kind of
+method.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def samples_of(folder: Path) -> pl.DataFrame:
 
 def class_names(samples: pl.DataFrame, head: str) -> list[str]:
     """The names of the base, the new or all classes in label order: a head."""
-    return samples.filter(_of(head)).select("label", "name").unique().sort("label")["name"].to_list()
+    return (
+        samples.filter(_of(head)).select("label", "name").unique().sort("label")["name"].to_list()
+    )
 
 
 def _of(head: str) -> pl.Expr:
@@ -35,10 +39,13 @@ def _of(head: str) -> pl.Expr:
 
 
 def _pictures(folder: Path, index: np.ndarray) -> dict[int, bytes]:
-    """The files of the samples `index`; the rest of the benchmark's pictures is not kept in memory."""
+    """The files of the samples `index`; the rest of the benchmark's pictures is not kept in
+    memory.
+    """
     path = folder / "pictures.parquet"
     open_table(path, PICTURES)
-    near = pl.col("index").is_between(int(index.min()), int(index.max()))  # row groups outside are not read
+    # row groups outside are not read
+    near = pl.col("index").is_between(int(index.min()), int(index.max()))
     wanted = pl.scan_parquet(path).filter(near & pl.col("index").is_in(index.tolist())).collect()
     return dict(wanted.select("index", "picture").iter_rows())
 
@@ -59,23 +66,45 @@ class Draw:
 
 
 def few_shots(folder: Path, method: PromptMethod, classes: str, shots: int, seed: int) -> Draw:
-    """The augmented views of one draw of the base or all classes, as features or as pixels, whichever the method needs.
+    """The augmented views of one draw of the base or all classes, as features or as pixels,
+    whichever the method needs.
 
     Raises InputError if the benchmark stage made no such draw.
     """
     path = folder / "views.parquet"
     table = read_table(path, views_schema(vector_dim(path, "image")))
-    rows = (table["seed"].to_numpy() == seed) & (table["shots"].to_numpy() == shots) & (table["classes"].to_numpy(zero_copy_only=False) == classes)
+    rows = (
+        (table["seed"].to_numpy() == seed)
+        & (table["shots"].to_numpy() == shots)
+        & (table["classes"].to_numpy(zero_copy_only=False) == classes)
+    )
     if not rows.any():
-        raise InputError(f"{path}: has no draw of {shots} shots of {classes} classes for seed {seed}; add {shots} to 'benchmarks.{folder.name}.shots.{classes}' and {seed} to 'few_shot.draws', and run `dvc repro`")
+        raise InputError(
+            f"{path}: has no draw of {shots} shots of {classes} classes for seed {seed}; add "
+            f"{shots} to 'benchmarks.{folder.name}.shots.{classes}' and {seed} to "
+            "'few_shot.draws', and run `dvc repro`"
+        )
     epochs = int(table["epoch"].to_numpy()[rows].max()) + 1
     index = table["index"].to_numpy()[rows].reshape(epochs, -1)[0]
     samples = samples_of(folder)
     label_of = dict(samples.select("index", "label").iter_rows())
-    labels, names = np.array([label_of[i] for i in index], dtype=np.int64), class_names(samples, classes)
+    labels, names = (
+        np.array([label_of[i] for i in index], dtype=np.int64),
+        class_names(samples, classes),
+    )
     if method.sees_pixels:
         pictures = _pictures(folder, index)
-        return Draw(AugmentedViews(method.backbone, lambda i: open_picture(pictures[index[i]]), len(index), epochs, seed), labels, names)
+        return Draw(
+            AugmentedViews(
+                method.backbone,
+                lambda i: open_picture(pictures[index[i]]),
+                len(index),
+                epochs,
+                seed,
+            ),
+            labels,
+            names,
+        )
     return Draw(from_vectors(table["image"])[rows].reshape(epochs, len(index), -1), labels, names)
 
 
@@ -96,7 +125,9 @@ class Exam:
 def exam_of(samples: pl.DataFrame, head: str) -> Exam:
     rows = samples.filter((pl.col("split") == "test") & _of(head)).sort("index")
     first = int(samples.filter(_of(head))["label"].min())
-    return Exam(class_names(samples, head), rows["index"].to_numpy(), rows["label"].to_numpy() - first)
+    return Exam(
+        class_names(samples, head), rows["index"].to_numpy(), rows["label"].to_numpy() - first
+    )
 
 
 def seen_tests(folder: Path, method: PromptMethod, index: np.ndarray) -> Iterator[torch.Tensor]:
@@ -113,6 +144,8 @@ def seen_tests(folder: Path, method: PromptMethod, index: np.ndarray) -> Iterato
         path = folder / "test.parquet"
         table = read_table(path, test_schema(vector_dim(path, "image")))
         row_of = {i: row for row, i in enumerate(table["index"].to_pylist())}
-        features = torch.from_numpy(from_vectors(table["image"])[[row_of[i] for i in index.tolist()]])
+        features = torch.from_numpy(
+            from_vectors(table["image"])[[row_of[i] for i in index.tolist()]]
+        )
         for part in features.split(CHUNK):
             yield method.look(part.unsqueeze(0).to(device))

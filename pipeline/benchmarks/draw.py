@@ -27,7 +27,11 @@ def draw_few_shot(labels: Sequence[int], shots: int, seed: int) -> list[int]:
     return _draw(labels, shots, random.Random(seed))
 
 
-def draw_train_and_val(train: Sequence[int], val: Sequence[int], shots: int, seed: int) -> tuple[list[int], list[int]]:
-    """`draw_few_shot` of the labels `train`; then, from the same random stream, at most `VAL_SHOTS` per label of `val`."""
+def draw_train_and_val(
+    train: Sequence[int], val: Sequence[int], shots: int, seed: int
+) -> tuple[list[int], list[int]]:
+    """`draw_few_shot` of the labels `train`; then, from the same random stream, at most
+    `VAL_SHOTS` per label of `val`.
+    """
     generator = random.Random(seed)
     return _draw(train, shots, generator), _draw(val, min(shots, VAL_SHOTS), generator)

@@ -19,8 +19,11 @@ from pipeline.prompts.base import PromptMethod, Tokens
 States = dict[tuple[int, int, int], Tokens]  # by shots, seed and epoch
 
 
-def judge(method: PromptMethod, folder: Path, states: dict[Hashable, Tokens], head: str) -> tuple[np.ndarray, np.ndarray, dict[Hashable, np.ndarray]]:
-    """Predictions of several states of a method's tokens under the head of the base, new or all classes.
+def judge(
+    method: PromptMethod, folder: Path, states: dict[Hashable, Tokens], head: str
+) -> tuple[np.ndarray, np.ndarray, dict[Hashable, np.ndarray]]:
+    """Predictions of several states of a method's tokens under the head of the base, new or all
+    classes.
 
     Every picture is read (and, for visual prompts, embedded) once for all states.
 
@@ -34,40 +37,87 @@ def judge(method: PromptMethod, folder: Path, states: dict[Hashable, Tokens], he
     device = method.backbone.device
     with torch.inference_mode():
         classes = method.prepare([exam.names])
-        placed = {name: {m: v.unsqueeze(0).to(device) for m, v in tokens.items()} for name, tokens in states.items()}
+        placed = {
+            name: {m: v.unsqueeze(0).to(device) for m, v in tokens.items()}
+            for name, tokens in states.items()
+        }
         heads = {name: method.head(tokens, classes) for name, tokens in placed.items()}
         found: dict[Hashable, list[np.ndarray]] = {name: [] for name in states}
         for seen in seen_tests(folder, method, exam.index):
             for name, tokens in placed.items():
-                found[name].append(method.scores(tokens, heads[name], seen)[0].argmax(dim=-1).cpu().numpy())
+                found[name].append(
+                    method.scores(tokens, heads[name], seen)[0].argmax(dim=-1).cpu().numpy()
+                )
     return exam.index, exam.labels, {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def verdicts(source: str, tuned_on: str, shots: int, seed: int, exam: Exam, index: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> pa.Table:
+def verdicts(
+    source: str,
+    tuned_on: str,
+    shots: int,
+    seed: int,
+    exam: Exam,
+    index: np.ndarray,
+    labels: np.ndarray,
+    predicted: np.ndarray,
+) -> pa.Table:
     """Rows of `VERDICTS` for one state of a prompt."""
     n = len(index)
-    columns = [[source] * n, [tuned_on] * n, np.full(n, shots), np.full(n, seed), [exam.benchmark] * n, [exam.head] * n, index, labels, predicted]
+    columns = [
+        [source] * n,
+        [tuned_on] * n,
+        np.full(n, shots),
+        np.full(n, seed),
+        [exam.benchmark] * n,
+        [exam.head] * n,
+        index,
+        labels,
+        predicted,
+    ]
     return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, VERDICTS)], schema=VERDICTS)
 
 
-def judge_source(name: str, protocols: Protocols, states: dict[str, States], method_on: Callable[[str], PromptMethod], benchmarks: Path) -> tuple[pa.Table, pl.DataFrame]:
+def judge_source(
+    name: str,
+    protocols: Protocols,
+    states: dict[str, States],
+    method_on: Callable[[str], PromptMethod],
+    benchmarks: Path,
+) -> tuple[pa.Table, pl.DataFrame]:
     """Judges what was tuned on one benchmark, the source, wherever its protocols say.
 
     Args:
         states: tokens by the classes they were tuned on (base, all) and by (shots, seed, epoch).
-        method_on: the method with a benchmark's own template. benchmarks: the benchmarks' artifacts, a folder each.
+        method_on: the method with a benchmark's own template. benchmarks: the benchmarks'
+        artifacts, a folder each.
 
     Returns:
-        `VERDICTS` of each run's last epoch; and source, shots, seed, epoch, head, top1 (percent) of every
-        epoch of those that were tuned on base classes.
+        `VERDICTS` of each run's last epoch; and source, shots, seed, epoch, head, top1 (percent) of
+        every epoch of those that were tuned on base classes.
     """
     parts, epochs = [VERDICTS.empty_table()], []
     for tuned_on, exams in exams_of(name, protocols).items():
         last = {(shots, seed): epoch for shots, seed, epoch in sorted(states[tuned_on])}
         for exam in exams:
-            index, labels, predicted = judge(method_on(exam.benchmark), benchmarks / exam.benchmark, states[tuned_on], exam.head)
+            index, labels, predicted = judge(
+                method_on(exam.benchmark), benchmarks / exam.benchmark, states[tuned_on], exam.head
+            )
             for (shots, seed), epoch in last.items():
-                parts.append(verdicts(name, tuned_on, shots, seed, exam, index, labels, predicted[shots, seed, epoch]))
+                parts.append(
+                    verdicts(
+                        name,
+                        tuned_on,
+                        shots,
+                        seed,
+                        exam,
+                        index,
+                        labels,
+                        predicted[shots, seed, epoch],
+                    )
+                )
             if tuned_on == "base":
-                epochs += [(name, *state, exam.head, 100 * float((found == labels).mean())) for state, found in predicted.items()]
+                epochs += [
+                    (name, *state, exam.head, 100 * float((found == labels).mean()))
+                    for state, found in predicted.items()
+                ]
     return pa.concat_tables(parts), pl.DataFrame(epochs, schema=EPOCHS, orient="row")

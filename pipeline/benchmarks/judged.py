@@ -1,4 +1,6 @@
-"""What evaluation leaves for each method: a table of verdicts and one of accuracy per epoch for every source."""
+"""What evaluation leaves for each method: a table of verdicts and one of accuracy per epoch for
+every source.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def save_judged(judged: tuple[pa.Table, pl.DataFrame], folder: Path, source: str
 
 def read_verdicts(folder: Path, sources: Iterable[str]) -> pl.DataFrame:
     """`VERDICTS` of one method on all sources."""
-    return pl.concat([pl.from_arrow(read_table(folder / f"{source}.parquet", VERDICTS)) for source in sources])
+    return pl.concat(
+        [pl.from_arrow(read_table(folder / f"{source}.parquet", VERDICTS)) for source in sources]
+    )
 
 
 def read_epochs(folder: Path, sources: Iterable[str]) -> pl.DataFrame:

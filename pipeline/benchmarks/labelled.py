@@ -1,4 +1,6 @@
-"""A labelled dataset to draw tasks from: its classes are the topics, folders above them the domains."""
+"""A labelled dataset to draw tasks from: its classes are the topics, folders above them the
+domains.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import from_vectors, naming_damage, open_table, read_shards, shard_paths, to_vectors, vector_dim, write_parts
+from pipeline.artifacts import (
+    from_vectors,
+    naming_damage,
+    open_table,
+    read_shards,
+    shard_paths,
+    to_vectors,
+    vector_dim,
+    write_parts,
+)
 from pipeline.benchmarks.reader import Pictures
 from pipeline.benchmarks.schemas import labelled_schema
 from pipeline.clip.backbone import Backbone, image_features, open_picture
@@ -18,20 +29,26 @@ from pipeline.episodes.tasks import Pool, ReadPictures
 from pipeline.errors import InputError
 
 PER_SHARD = 1000  # pictures
-PER_GROUP = 4  # pictures that are read to have one of them; fewer would make the files' footers long
+# pictures that are read to have one of them; fewer would make the files' footers long
+PER_GROUP = 4
 SYNSET = re.compile(r"n\d{8}(\s+|$)")
 
 Row = tuple[str, str, str]  # path, class, domain
 
 
 def by_folder(pictures: Pictures) -> list[Row]:
-    """`[train/][<domain>/]<class>/<picture>`; where there is a train/, the rest (a test part) is left alone. `_` in a folder's name is a space in the class's."""
+    """`[train/][<domain>/]<class>/<picture>`; where there is a train/, the rest (a test part) is
+    left alone. `_` in a folder's name is a space in the class's.
+    """
     train = [name for name in pictures.names if name.startswith("train/")]
     rows = []
     for name in train or pictures.names:
         parts = name.removeprefix("train/").split("/")
         if len(parts) not in (2, 3):
-            raise InputError(f"{pictures.path}: '{name}' does not fit [train/][<domain>/]<class>/<picture>; sort the pictures into that layout")
+            raise InputError(
+                f"{pictures.path}: '{name}' does not fit [train/][<domain>/]<class>/<picture>; "
+                "sort the pictures into that layout"
+            )
         rows.append((name, parts[-2].replace("_", " "), parts[0] if len(parts) == 3 else ""))
     return rows
 
@@ -40,36 +57,61 @@ def _lines(pictures: Pictures, name: str) -> list[str]:
     try:
         return pictures.read(name).decode("utf-8", "replace").splitlines()
     except (KeyError, OSError):
-        raise InputError(f"{pictures.path}: there is no file '{name}' in it; 'list' and 'names' of an entry of 'labelled' are relative to its 'path'") from None
+        raise InputError(
+            f"{pictures.path}: there is no file '{name}' in it; 'list' and 'names' of an entry of "
+            "'labelled' are relative to its 'path'"
+        ) from None
 
 
 def by_list(pictures: Pictures, list_file: str, names_file: str) -> list[Row]:
-    """WebVision's layout: a list of lines `<picture> <label>`, and the names of the labels, one a line from label 0.
+    """WebVision's layout: a list of lines `<picture> <label>`, and the names of the labels, one a
+    line from label 0.
 
-    A name ends at its first comma (`tench, Tinca tinca`), a synset's number before it is left out. Labels of
-    one name are one class: a prompt could not tell them apart. There are no domains.
+    A name ends at its first comma (`tench, Tinca tinca`), a synset's number before it is left out.
+    Labels of one name are one class: a prompt could not tell them apart. There are no domains.
 
-    Raises InputError naming the line: no number at its end, a label without a name, a picture that is not
-    there, or one that is listed under two classes.
+    Raises InputError naming the line: no number at its end, a label without a name, a picture that
+    is not there, or one that is listed under two classes.
     """
-    names = [SYNSET.sub("", line.strip(), count=1).partition(",")[0].strip() for line in _lines(pictures, names_file)]
+    names = [
+        SYNSET.sub("", line.strip(), count=1).partition(",")[0].strip()
+        for line in _lines(pictures, names_file)
+    ]
     present, classes = set(pictures.names), {}
     for number, line in enumerate(_lines(pictures, list_file), 1):
         where = f"{pictures.path / list_file}, line {number}"
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdecimal():
-            raise InputError(f"{where}: '{line}' is not '<picture> <label>' with a number as the label")
+            raise InputError(
+                f"{where}: '{line}' is not '<picture> <label>' with a number as the label"
+            )
         if int(label) >= len(names) or not names[int(label)]:
-            raise InputError(f"{where}: label {label} has no name in {names_file}, which has {len(names)} lines; line {int(label) + 1} of it would be the name")
+            raise InputError(
+                f"{where}: label {label} has no name in {names_file}, which has {len(names)} "
+                f"lines; line {int(label) + 1} of it would be the name"
+            )
         if name not in present:
-            raise InputError(f"{where}: {pictures.path} has no picture '{name}'; remove the line, or add the file")
+            raise InputError(
+                f"{where}: {pictures.path} has no picture '{name}'; remove the line, or add the "
+                "file"
+            )
         if classes.setdefault(name, names[int(label)]) != names[int(label)]:
-            raise InputError(f"{where}: '{name}' is listed as '{classes[name]}' and as '{names[int(label)]}'; leave one of the two")
+            raise InputError(
+                f"{where}: '{name}' is listed as '{classes[name]}' and as '{names[int(label)]}'; "
+                "leave one of the two"
+            )
     return [(name, classes[name], "") for name in sorted(classes)]
 
 
-def read_labelled(pictures: Pictures, per_class: int, seed: int, list_file: str | None = None, names_file: str | None = None) -> pl.DataFrame:
-    """key (the path), topic, name, domain of up to `per_class` pictures a class, in path order; `by_list` if there is a list, else `by_folder`.
+def read_labelled(
+    pictures: Pictures,
+    per_class: int,
+    seed: int,
+    list_file: str | None = None,
+    names_file: str | None = None,
+) -> pl.DataFrame:
+    """key (the path), topic, name, domain of up to `per_class` pictures a class, in path order;
+    `by_list` if there is a list, else `by_folder`.
 
     Topics and domains number the names in sorted order.
 
@@ -83,28 +125,59 @@ def read_labelled(pictures: Pictures, per_class: int, seed: int, list_file: str 
     rng = np.random.default_rng(seed)
     members = (np.flatnonzero(topic == t) for t in range(len(names)))
     chosen = np.sort(np.concatenate([rng.permutation(rows)[:per_class] for rows in members]))
-    table = pl.DataFrame({"key": keys, "topic": topic, "name": classes, "domain": np.unique(domains, return_inverse=True)[1]})
+    table = pl.DataFrame(
+        {
+            "key": keys,
+            "topic": topic,
+            "name": classes,
+            "domain": np.unique(domains, return_inverse=True)[1],
+        }
+    )
     return table[chosen]
 
 
-def write_labelled(table: pl.DataFrame, pictures: Pictures, backbone: Backbone, work: Path, progress) -> None:
-    """Features and files of the pictures of `read_labelled`, in shards; those that are there already stay."""
+def write_labelled(
+    table: pl.DataFrame, pictures: Pictures, backbone: Backbone, work: Path, progress
+) -> None:
+    """Features and files of the pictures of `read_labelled`, in shards; those that are there
+    already stay.
+    """
     schema = labelled_schema(backbone.dim)
     for number, rows in enumerate(progress(list(table.iter_slices(PER_SHARD)), "features")):
         out = work / f"{number:05d}.parquet"
         if not out.exists():
             files = [pictures.read(key) for key in rows["key"]]
-            features = image_features(backbone, (backbone.test_view(open_picture(file)) for file in files)).numpy()
-            columns = [*(rows[name].to_arrow() for name in ("key", "topic", "name", "domain")), to_vectors(features), pa.array(files, pa.binary())]
+            features = image_features(
+                backbone, (backbone.test_view(open_picture(file)) for file in files)
+            ).numpy()
+            columns = [
+                *(rows[name].to_arrow() for name in ("key", "topic", "name", "domain")),
+                to_vectors(features),
+                pa.array(files, pa.binary()),
+            ]
             whole = pa.table(columns, names=schema.names)
-            write_parts((whole.slice(first, PER_GROUP) for first in range(0, len(whole), PER_GROUP)), out, schema)
+            write_parts(
+                (whole.slice(first, PER_GROUP) for first in range(0, len(whole), PER_GROUP)),
+                out,
+                schema,
+            )
 
 
 def labelled_pool(folder: Path) -> Pool:
     """What tasks are drawn from; the files stay on disk."""
-    table = read_shards(folder, labelled_schema(vector_dim(shard_paths(folder)[0], "image")), ["key", "topic", "name", "domain", "image"])
+    table = read_shards(
+        folder,
+        labelled_schema(vector_dim(shard_paths(folder)[0], "image")),
+        ["key", "topic", "name", "domain", "image"],
+    )
     rows = pl.from_arrow(table.select(["topic", "name"])).unique().sort("topic")
-    return Pool(table["topic"].to_numpy(), table["domain"].to_numpy(), rows["name"].to_list(), table["key"].to_pylist(), from_vectors(table["image"]))
+    return Pool(
+        table["topic"].to_numpy(),
+        table["domain"].to_numpy(),
+        rows["name"].to_list(),
+        table["key"].to_pylist(),
+        from_vectors(table["image"]),
+    )
 
 
 def labelled_pictures(folder: Path) -> ReadPictures:
@@ -118,7 +191,9 @@ def labelled_pictures(folder: Path) -> ReadPictures:
             inside = np.unique(rows[rows // PER_SHARD == shard] % PER_SHARD)
             groups, place = np.unique(inside // PER_GROUP, return_inverse=True)
             with naming_damage(paths[shard]):
-                column = pq.ParquetFile(paths[shard], metadata=footers[shard], page_checksum_verification=True).read_row_groups(groups.tolist(), columns=["picture"])["picture"]
+                column = pq.ParquetFile(
+                    paths[shard], metadata=footers[shard], page_checksum_verification=True
+                ).read_row_groups(groups.tolist(), columns=["picture"])["picture"]
             # Every group but a shard's last is full.
             pictures = column.take(pa.array(place * PER_GROUP + inside % PER_GROUP)).to_pylist()
             found |= zip((shard * PER_SHARD + inside).tolist(), pictures)

@@ -11,8 +11,22 @@ from pipeline.params import Section
 Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[int], Field(min_length=1)]
 Layout = Literal[
-    "folders", "imagenet", "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101",
-    "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r",
+    "folders",
+    "imagenet",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "flowers102",
+    "food101",
+    "fgvc_aircraft",
+    "sun397",
+    "dtd",
+    "eurosat",
+    "ucf101",
+    "imagenetv2",
+    "imagenet_sketch",
+    "imagenet_a",
+    "imagenet_r",
 ]
 LAYOUTS = get_args(Layout)
 
@@ -23,7 +37,8 @@ def _has_place(template: str) -> str:
     return template
 
 
-PromptTemplate = Annotated[str, AfterValidator(_has_place)]  # a hand-written prompt; {} stands for the class name
+# a hand-written prompt; {} stands for the class name
+PromptTemplate = Annotated[str, AfterValidator(_has_place)]
 
 
 class Shots(Section):
@@ -36,7 +51,8 @@ class Shots(Section):
 class Benchmark(Section):
     """A labelled dataset (an entry of `benchmarks:`)."""
 
-    layout: Layout = "folders"  # folders: <train|test>/[<domain>/]<class>/<picture>; the others: docs/benchmarks.md
+    # folders: <train|test>/[<domain>/]<class>/<picture>; the others: docs/benchmarks.md
+    layout: Layout = "folders"
     path: str  # its folder, or a zip
     domains: list[str] | None = None  # test pictures of these domains only
     template: PromptTemplate  # of zero-shot CLIP
@@ -44,19 +60,29 @@ class Benchmark(Section):
 
 
 class Protocols(Section):
-    """What a benchmark that prompts are tuned on is the source of (an entry of `protocols:`, by the benchmark's name)."""
+    """What a benchmark that prompts are tuned on is the source of (an entry of `protocols:`, by
+    the benchmark's name).
+    """
 
-    base_to_new: list[Count] = []  # shots: tuned on its base classes, judged on its base and its new classes
-    all_classes: list[Count] = []  # shots: tuned on all its classes, judged on its test pictures and …
+    # shots: tuned on its base classes, judged on its base and its new classes
+    base_to_new: list[Count] = []
+    # shots: tuned on all its classes, judged on its test pictures and …
+    all_classes: list[Count] = []
     cross_domain: list[str] = []  # … on these benchmarks: other domains of the same classes
     cross_dataset: list[str] = []  # … and on these: other classes
 
     @model_validator(mode="after")
     def _tunes_something(self) -> Protocols:
         if not (self.base_to_new or self.all_classes):
-            raise ValueError("names no shots; give 'base_to_new' or 'all_classes' a list of them, or remove the entry")
+            raise ValueError(
+                "names no shots; give 'base_to_new' or 'all_classes' a list of them, or remove "
+                "the entry"
+            )
         if (self.cross_domain or self.cross_dataset) and not self.all_classes:
-            raise ValueError("has targets, but no shots under 'all_classes'; prompts are tuned on all classes before they are judged elsewhere")
+            raise ValueError(
+                "has targets, but no shots under 'all_classes'; prompts are tuned on all classes "
+                "before they are judged elsewhere"
+            )
         return self
 
 
@@ -72,7 +98,8 @@ class Tuning(Section):
     """SGD on the few shots; the protocol's values are the defaults."""
 
     lr: Annotated[float, Field(gt=0)]
-    warmup_lr: Annotated[float, Field(gt=0)]  # the first epoch's constant rate; then a cosine from `lr`
+    # the first epoch's constant rate; then a cosine from `lr`
+    warmup_lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     batch: Count  # pictures per step

@@ -1,4 +1,6 @@
-"""What is tuned on a benchmark, and where it is judged: base-to-new, few-shot, cross-domain and cross-dataset."""
+"""What is tuned on a benchmark, and where it is judged: base-to-new, few-shot, cross-domain and
+cross-dataset.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,18 @@ class Run(NamedTuple):
 
 
 def runs_of(protocols: Protocols, seeds: list[int]) -> list[Run]:
-    return [Run(classes, shots, seed) for classes, numbers in (("base", protocols.base_to_new), ("all", protocols.all_classes)) for shots in numbers for seed in seeds]
+    return [
+        Run(classes, shots, seed)
+        for classes, numbers in (("base", protocols.base_to_new), ("all", protocols.all_classes))
+        for shots in numbers
+        for seed in seeds
+    ]
 
 
 def exams_of(name: str, protocols: Protocols) -> dict[str, list[Exam]]:
-    """Where prompts are judged, by the classes that they were tuned on; nothing for what is not tuned."""
+    """Where prompts are judged, by the classes that they were tuned on; nothing for what is not
+    tuned.
+    """
     targets = dict.fromkeys([name, *protocols.cross_domain, *protocols.cross_dataset])  # once each
     return {
         "base": [Exam(name, half) for half in HALVES] if protocols.base_to_new else [],
@@ -39,4 +48,11 @@ def exams_of(name: str, protocols: Protocols) -> dict[str, list[Exam]]:
 
 def judged_on(protocols: Mapping[str, Protocols]) -> list[str]:
     """Every benchmark that something is judged on, once."""
-    return list(dict.fromkeys(exam.benchmark for name, of in protocols.items() for exams in exams_of(name, of).values() for exam in exams))
+    return list(
+        dict.fromkeys(
+            exam.benchmark
+            for name, of in protocols.items()
+            for exams in exams_of(name, of).values()
+            for exam in exams
+        )
+    )

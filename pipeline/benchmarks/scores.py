@@ -1,4 +1,6 @@
-"""Accuracy, harmonic mean, and their spread over seeds and test pictures; nothing is rounded here."""
+"""Accuracy, harmonic mean, and their spread over seeds and test pictures; nothing is rounded
+here.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,15 @@ def harmonic_mean(base: float, new: float) -> float:
 def interval(differences: np.ndarray) -> tuple[float, float]:
     """Mean and half-width of the 95% interval of (n,) paired differences, by Student's t; n ≥ 2."""
     n = len(differences)
-    return float(np.mean(differences)), float(stats.t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n))
+    return float(np.mean(differences)), float(
+        stats.t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n)
+    )
 
 
 class Setting(NamedTuple):
-    """A method tuned on some classes of a benchmark, with any seed; with 0 shots nothing is tuned, and source and tuned_on are empty."""
+    """A method tuned on some classes of a benchmark, with any seed; with 0 shots nothing is
+    tuned, and source and tuned_on are empty.
+    """
 
     method: str
     source: str
@@ -76,7 +82,9 @@ BLOCK = 2**22  # numbers of one block of resampled counts
 
 
 def resampled_means(values: np.ndarray, resamples: int, stream: np.random.Generator) -> np.ndarray:
-    """(n, m) values of n pictures → (resamples, m) means over n pictures drawn with replacement, the same ones for every column."""
+    """(n, m) values of n pictures → (resamples, m) means over n pictures drawn with replacement,
+    the same ones for every column.
+    """
     n, found = len(values), np.empty((resamples, values.shape[1]))
     rows = max(1, BLOCK // n)
     for start in range(0, resamples, rows):
@@ -87,8 +95,11 @@ def resampled_means(values: np.ndarray, resamples: int, stream: np.random.Genera
     return found
 
 
-def _verdicts(part: pl.DataFrame, benchmark: str, head: str) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
-    """One head of one benchmark: rows of run and seed in order, (n,) labels, and (rows, n) whether they were right.
+def _verdicts(
+    part: pl.DataFrame, benchmark: str, head: str
+) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+    """One head of one benchmark: rows of run and seed in order, (n,) labels, and (rows, n) whether
+    they were right.
 
     Raises InputError if runs were judged on different pictures.
     """
@@ -96,17 +107,26 @@ def _verdicts(part: pl.DataFrame, benchmark: str, head: str) -> tuple[pl.DataFra
     keys = part.group_by("method", "source", "tuned_on", "shots", "seed", maintain_order=True).len()
     index, labels = part["index"].to_numpy(), part["label"].to_numpy()
     n = int(keys["len"][0])
-    if (keys["len"] != n).any() or (index.reshape(-1, n) != index[:n]).any() or (labels.reshape(-1, n) != labels[:n]).any() or (np.diff(index[:n]) == 0).any():
-        raise InputError(f"results of benchmark '{benchmark}', head '{head}': not every method and seed was judged on the same pictures, each once; delete the folders of scores and run `dvc repro`")
+    if (
+        (keys["len"] != n).any()
+        or (index.reshape(-1, n) != index[:n]).any()
+        or (labels.reshape(-1, n) != labels[:n]).any()
+        or (np.diff(index[:n]) == 0).any()
+    ):
+        raise InputError(
+            f"results of benchmark '{benchmark}', head '{head}': not every method and seed was "
+            "judged on the same pictures, each once; delete the folders of scores and run "
+            "`dvc repro`"
+        )
     return keys, labels[:n], (labels == part["predicted"].to_numpy()).reshape(-1, n)
 
 
 def measure(results: pl.DataFrame, resamples: int, seed: int) -> dict[Part, Measured]:
     """Accuracy of every run on every head of every benchmark that it was judged on.
 
-    The same pictures are drawn for all runs of a head, so that differences of runs are paired; draws of
-    different heads and benchmarks are independent, and depend on their names and `seed` alone: benchmarks
-    may be measured one at a time.
+    The same pictures are drawn for all runs of a head, so that differences of runs are paired;
+    draws of different heads and benchmarks are independent, and depend on their names and `seed`
+    alone: benchmarks may be measured one at a time.
 
     Args:
         results: rows of `RESULTS`. What nothing was tuned for may be there once for every source.
@@ -114,7 +134,11 @@ def measure(results: pl.DataFrame, resamples: int, seed: int) -> dict[Part, Meas
     Raises InputError if runs of one head were judged on different pictures.
     """
     untuned = pl.col("shots") == 0
-    zero = results.filter(untuned).with_columns(pl.lit("").alias("source"), pl.lit("").alias("tuned_on")).unique(maintain_order=True)
+    zero = (
+        results.filter(untuned)
+        .with_columns(pl.lit("").alias("source"), pl.lit("").alias("tuned_on"))
+        .unique(maintain_order=True)
+    )
     results = pl.concat([results.filter(~untuned), zero])
     found: dict[Part, Measured] = {}
     for (benchmark, head), part in results.partition_by("benchmark", "head", as_dict=True).items():
@@ -124,20 +148,41 @@ def measure(results: pl.DataFrame, resamples: int, seed: int) -> dict[Part, Meas
         for row, (*run, _, _) in enumerate(keys.iter_rows()):
             rows.setdefault(Setting(*run), []).append(row)
         means = np.stack([right[r].mean(axis=0) for r in rows.values()], axis=1)
-        drawn = resampled_means(means, resamples, np.random.default_rng([seed, *f"{benchmark}/{head}".encode()]))
+        drawn = resampled_means(
+            means, resamples, np.random.default_rng([seed, *f"{benchmark}/{head}".encode()])
+        )
         for column, (run, r) in enumerate(rows.items()):
             by_seed = 100 * right[r].mean(axis=1)
             per_class = 100 * float((np.bincount(class_of, means[:, column]) / in_class).mean())
-            found[run, benchmark, head] = Measured(float(by_seed.mean()), per_class, tuple(keys["seed"][r].to_list()), by_seed, 100 * drawn[:, column])
+            found[run, benchmark, head] = Measured(
+                float(by_seed.mean()),
+                per_class,
+                tuple(keys["seed"][r].to_list()),
+                by_seed,
+                100 * drawn[:, column],
+            )
     return found
 
 
 def _combined(of: Callable, parts: list[Measured]) -> Measured:
-    """`of` the parts' values, seed by seed and resample by resample; what has no seeds is the same for each."""
+    """`of` the parts' values, seed by seed and resample by resample; what has no seeds is the
+    same for each.
+    """
     tuned = [set(p.seeds) for p in parts if p.seeds != (0,)]
     seeds = tuple(sorted(set.intersection(*tuned))) if tuned else (0,)
-    by_seed = [p.by_seed[[p.seeds.index(s) for s in seeds]] if p.seeds != (0,) else np.repeat(p.by_seed, len(seeds)) for p in parts]
-    return Measured(float(of([p.value for p in parts])), float(of([p.per_class for p in parts])), seeds, of(by_seed), of([p.resampled for p in parts]))
+    by_seed = [
+        p.by_seed[[p.seeds.index(s) for s in seeds]]
+        if p.seeds != (0,)
+        else np.repeat(p.by_seed, len(seeds))
+        for p in parts
+    ]
+    return Measured(
+        float(of([p.value for p in parts])),
+        float(of([p.per_class for p in parts])),
+        seeds,
+        of(by_seed),
+        of([p.resampled for p in parts]),
+    )
 
 
 def average(parts: list[Measured]) -> Measured:
@@ -147,7 +192,9 @@ def average(parts: list[Measured]) -> Measured:
 
 def harmonic(base: Measured, new: Measured) -> Measured:
     """H of the two; of averages it is the harmonic mean of the averages."""
-    return _combined(lambda values: np.vectorize(harmonic_mean, otypes=[float])(*values), [base, new])
+    return _combined(
+        lambda values: np.vectorize(harmonic_mean, otypes=[float])(*values), [base, new]
+    )
 
 
 def difference(one: Measured, other: Measured) -> Measured:

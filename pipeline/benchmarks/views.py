@@ -1,4 +1,6 @@
-"""Image features of a benchmark: every test picture once, every drawn picture once per epoch, augmented."""
+"""Image features of a benchmark: every test picture once, every drawn picture once per epoch,
+augmented.
+"""
 
 from __future__ import annotations
 
@@ -19,33 +21,59 @@ def _open(pictures: Pictures, name: str):
     try:
         return open_picture(pictures.read(name))
     except Exception as error:  # PIL raises many kinds for damaged files
-        raise InputError(f"{pictures.path}: picture '{name}' cannot be read ({error}); replace or remove it") from None
+        raise InputError(
+            f"{pictures.path}: picture '{name}' cannot be read ({error}); replace or remove it"
+        ) from None
 
 
 def train_view(backbone: Backbone) -> transforms.Compose:
-    """The protocol's augmentation: random resized crop (8–100% of the area, bicubic), flip, normalisation."""
+    """The protocol's augmentation: random resized crop (8–100% of the area, bicubic), flip,
+    normalisation.
+    """
     p = backbone.preprocess
-    return transforms.Compose([
-        transforms.RandomResizedCrop(p["size"], scale=(0.08, 1), interpolation=transforms.InterpolationMode.BICUBIC),
-        transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(p["mean"], p["std"]),
-    ])
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                p["size"], scale=(0.08, 1), interpolation=transforms.InterpolationMode.BICUBIC
+            ),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(p["mean"], p["std"]),
+        ]
+    )
 
 
 def encode_test(backbone: Backbone, pictures: Pictures, files: list[str], progress) -> np.ndarray:
     """(n, e) features of the test views (resize, centre crop)."""
-    return image_features(backbone, (backbone.test_view(_open(pictures, f)) for f in progress(files, "test views"))).numpy()
+    return image_features(
+        backbone, (backbone.test_view(_open(pictures, f)) for f in progress(files, "test views"))
+    ).numpy()
 
 
 class AugmentedViews:
     """The training views of pictures, epoch after epoch, each made when it is asked for.
 
-    A view depends on seed, epoch and the picture's position only, so that none has to be kept: at 224 pixels, the views
-    of one epoch of ImageNet's 16 shots are 9.6 GB. `views[epoch][rows]` gives (n, 3, h, w) normalised pixels.
+    A view depends on seed, epoch and the picture's position only, so that none has to be kept: at
+    224 pixels, the views of one epoch of ImageNet's 16 shots are 9.6 GB. `views[epoch][rows]` gives
+    (n, 3, h, w) normalised pixels.
     """
 
-    def __init__(self, backbone: Backbone, opened: Callable[[int], Image.Image], count: int, epochs: int, seed: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        opened: Callable[[int], Image.Image],
+        count: int,
+        epochs: int,
+        seed: int,
+    ) -> None:
         """`opened(i)` is the i-th of `count` pictures."""
-        self.augment, self.opened, self.count, self.epochs, self.seed = train_view(backbone), opened, count, epochs, seed
+        self.augment, self.opened, self.count, self.epochs, self.seed = (
+            train_view(backbone),
+            opened,
+            count,
+            epochs,
+            seed,
+        )
 
     def __len__(self) -> int:
         return self.epochs
@@ -58,7 +86,9 @@ class AugmentedViews:
     def view(self, epoch: int, position: int) -> torch.Tensor:
         """(3, h, w) normalised pixels."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, position]).generate_state(1)[0]))
+            torch.manual_seed(
+                int(np.random.SeedSequence([self.seed, epoch, position]).generate_state(1)[0])
+            )
             return self.augment(self.opened(position))
 
 
@@ -76,7 +106,14 @@ class EpochViews:
         return (self.views.view(self.epoch, position) for position in range(self.views.count))
 
 
-def encode_train(backbone: Backbone, pictures: Pictures, files: list[str], epochs: int, seed: int, progress) -> np.ndarray:
+def encode_train(
+    backbone: Backbone, pictures: Pictures, files: list[str], epochs: int, seed: int, progress
+) -> np.ndarray:
     """(epochs, n, e) features of the augmented views."""
     views = AugmentedViews(backbone, lambda i: _open(pictures, files[i]), len(files), epochs, seed)
-    return np.stack([image_features(backbone, of_epoch).numpy() for of_epoch in progress(views, f"training views, seed {seed}")])
+    return np.stack(
+        [
+            image_features(backbone, of_epoch).numpy()
+            for of_epoch in progress(views, f"training views, seed {seed}")
+        ]
+    )

@@ -1,1 +1,3 @@
-"""open_clip backbones: loading, tokenising, feature extraction, and where soft tokens enter a tower."""
+"""open_clip backbones: loading, tokenising, feature extraction, and where soft tokens enter a
+tower.
+"""

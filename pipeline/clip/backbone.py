@@ -51,7 +51,8 @@ class Backbone:
 
 
 def device() -> torch.device:
-    """DEVICE from the environment, otherwise CUDA if there is one (under `torchrun` each process its own).
+    """DEVICE from the environment, otherwise CUDA if there is one (under `torchrun` each process
+    its own).
 
     It is no parameter: the task is the same everywhere.
     """
@@ -69,29 +70,50 @@ def _check_weights(model: torch.nn.Module, weights: Path) -> None:
         with safe_open(weights, "pt") as file:
             found = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}
     except FileNotFoundError:
-        raise InputError(f"{weights}: missing; put the backbone's weights there as safetensors, or change 'backbone.path'") from None
+        raise InputError(
+            f"{weights}: missing; put the backbone's weights there as safetensors, or change "
+            "'backbone.path'"
+        ) from None
     except SafetensorError as error:
-        raise InputError(f"{weights}: not a complete safetensors file ({error}); obtain it again") from None
+        raise InputError(
+            f"{weights}: not a complete safetensors file ({error}); obtain it again"
+        ) from None
     for name, shape in expected.items():
         if name not in found:
-            raise InputError(f"{weights}: has no tensor '{name}', which open_clip_config.json beside it calls for; config and weights must belong together")
+            raise InputError(
+                f"{weights}: has no tensor '{name}', which open_clip_config.json beside it calls "
+                "for; config and weights must belong together"
+            )
         if found[name] != shape:
-            raise InputError(f"{weights}: tensor '{name}' is {found[name]}, but open_clip_config.json beside it calls for {shape}; config and weights must belong together")
+            raise InputError(
+                f"{weights}: tensor '{name}' is {found[name]}, but open_clip_config.json beside "
+                f"it calls for {shape}; config and weights must belong together"
+            )
     for name in found:
         if name not in expected and name not in OUTDATED:
-            raise InputError(f"{weights}: tensor '{name}' has no place in the model of open_clip_config.json beside it; config and weights must belong together")
+            raise InputError(
+                f"{weights}: tensor '{name}' has no place in the model of open_clip_config.json "
+                "beside it; config and weights must belong together"
+            )
 
 
 def _build(config: dict[str, Any], folder: Path, config_path: Path):
-    """The model of a config, with random weights. Towers of other libraries are built from files in `folder` only."""
+    """The model of a config, with random weights. Towers of other libraries are built from files
+    in `folder` only.
+    """
     config = copy.deepcopy(config)
     if "multimodal_cfg" in config:
-        raise InputError(f"{config_path}: 'multimodal_cfg' makes it a CoCa model; only CLIP models with two towers are known")
+        raise InputError(
+            f"{config_path}: 'multimodal_cfg' makes it a CoCa model; only CLIP models with two "
+            "towers are known"
+        )
     text, vision = config["text_cfg"], config["vision_cfg"]
     custom = config.pop("custom_text", False)
     if text.get("hf_model_name"):
         custom, text["hf_model_pretrained"] = True, False
-        text["hf_model_name"] = str(_local(folder, text["hf_model_name"], ("config.json",), "hf_model_name", config_path))
+        text["hf_model_name"] = str(
+            _local(folder, text["hf_model_name"], ("config.json",), "hf_model_name", config_path)
+        )
     if vision.get("timm_model_name"):
         vision["timm_model_pretrained"] = False
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
@@ -99,20 +121,37 @@ def _build(config: dict[str, Any], folder: Path, config_path: Path):
 
 
 def _local(folder: Path, name: str, files: tuple[str, ...], key: str, config_path: Path) -> Path:
-    """Where one of a text tower's Hugging Face `files` is: in a folder of that name beside the config, or beside it directly."""
+    """Where one of a text tower's Hugging Face `files` is: in a folder of that name beside the
+    config, or beside it directly.
+    """
     for place in (folder / Path(name).name, folder):
         if any((place / file).is_file() for file in files):
             return place
-    raise InputError(f"{config_path}: '{key}' is '{name}', but neither {folder / Path(name).name} nor {folder} holds its {' or '.join(files)}; put the Hugging Face model's config and tokenizer files there (nothing is downloaded)")
+    raise InputError(
+        f"{config_path}: '{key}' is '{name}', but neither {folder / Path(name).name} nor {folder} "
+        f"holds its {' or '.join(files)}; put the Hugging Face model's config and tokenizer "
+        "files there (nothing is downloaded)"
+    )
 
 
 def _tokenizer(text: dict[str, Any], context: int, folder: Path, config_path: Path):
     if text.get("tokenizer_mode"):
-        raise InputError(f"{config_path}: 'tokenizer_mode' is '{text['tokenizer_mode']}', which puts a token behind the padding; prompts for that kind are not implemented, choose another backbone")
+        raise InputError(
+            f"{config_path}: 'tokenizer_mode' is '{text['tokenizer_mode']}', which puts a token "
+            "behind the padding; prompts for that kind are not implemented, choose another "
+            "backbone"
+        )
     key = "hf_tokenizer_name" if text.get("hf_tokenizer_name") else "hf_model_name"
     if text.get(key):
-        place = _local(folder, text[key], ("tokenizer_config.json", "tokenizer.json"), key, config_path)
-        return HFTokenizer(str(place), context_length=context, local_files_only=True, **(text.get("tokenizer_kwargs") or {}))
+        place = _local(
+            folder, text[key], ("tokenizer_config.json", "tokenizer.json"), key, config_path
+        )
+        return HFTokenizer(
+            str(place),
+            context_length=context,
+            local_files_only=True,
+            **(text.get("tokenizer_kwargs") or {}),
+        )
     vocabulary = folder / "bpe.txt.gz"
     own = {"bpe_path": str(vocabulary)} if vocabulary.exists() else {}
     return open_clip.SimpleTokenizer(context_length=context, **own)
@@ -124,7 +163,8 @@ def load_backbone(folder: Path | str) -> Backbone:
     The activation is the config's word alone: weights that were trained with QuickGELU (OpenAI's,
     MetaCLIP's, DFN's) look like any others, so `model_cfg` must say `"quick_gelu": true` for them.
 
-    Raises InputError naming the file if the folder is incomplete or its weights do not fit its config.
+    Raises InputError naming the file if the folder is incomplete or its weights do not fit its
+    config.
     """
     folder = Path(folder)
     config_path, weights = folder / "open_clip_config.json", folder / "open_clip_model.safetensors"
@@ -133,7 +173,10 @@ def load_backbone(folder: Path | str) -> Backbone:
         model = _build(config["model_cfg"], folder, config_path)
         preprocess = dict(config["preprocess_cfg"])
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        raise InputError(f"{config_path}: not a config of an open_clip CLIP ({error}); it needs 'model_cfg' and 'preprocess_cfg'") from None
+        raise InputError(
+            f"{config_path}: not a config of an open_clip CLIP ({error}); it needs 'model_cfg' "
+            "and 'preprocess_cfg'"
+        ) from None
     _check_weights(model, weights)
     with safe_open(weights, "pt") as file:
         model.load_state_dict({k: file.get_tensor(k).float() for k in model.state_dict()})
@@ -144,8 +187,19 @@ def load_backbone(folder: Path | str) -> Backbone:
     tokenizer = _tokenizer(text, text.get("context_length", 77), folder, config_path)
     size = model.visual.image_size
     preprocess["size"] = size[0] if isinstance(size, (tuple, list)) and size[0] == size[1] else size
-    view = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**preprocess), is_train=False)
-    return Backbone(model, text_tower(model, tokenizer), vision_tower(model), tokenizer, view, preprocess, config["model_cfg"]["embed_dim"], where)
+    view = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(**preprocess), is_train=False
+    )
+    return Backbone(
+        model,
+        text_tower(model, tokenizer),
+        vision_tower(model),
+        tokenizer,
+        view,
+        preprocess,
+        config["model_cfg"]["embed_dim"],
+        where,
+    )
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -159,7 +213,13 @@ def image_features(backbone: Backbone, views: Iterable[Tensor], batch: int = 256
 
     def flush() -> None:
         if waiting:
-            done.append(backbone.model.encode_image(torch.stack(waiting).to(backbone.device), normalize=True).float().cpu())
+            done.append(
+                backbone.model.encode_image(
+                    torch.stack(waiting).to(backbone.device), normalize=True
+                )
+                .float()
+                .cpu()
+            )
             waiting.clear()
 
     for view in views:
@@ -174,5 +234,8 @@ def image_features(backbone: Backbone, views: Iterable[Tensor], batch: int = 256
 def text_features(backbone: Backbone, texts: Sequence[str], batch: int = 256) -> Tensor:
     """n texts → (n, e) L2-normalised text features on the CPU."""
     tower = backbone.text
-    done = [tower.features(tower.split(texts[i : i + batch])).float().cpu() for i in range(0, len(texts), batch)]
+    done = [
+        tower.features(tower.split(texts[i : i + batch])).float().cpu()
+        for i in range(0, len(texts), batch)
+    ]
     return torch.cat(done) if done else torch.zeros(0, backbone.dim)

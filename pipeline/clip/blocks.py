@@ -1,8 +1,10 @@
-"""Transformer blocks as the prompt methods need them: differentiable twice, and only where a result is wanted.
+"""Transformer blocks as the prompt methods need them: differentiable twice, and only where a result
+is wanted.
 
-open_clip's own block goes through `nn.MultiheadAttention`, which under second-order gradients falls into
-batched products with expanded weights; written out on flat rows it is 1.5 times as fast and equal to
-float tolerance (tests/test_towers.py). Other kinds of block (timm's, Hugging Face's) run as they are.
+open_clip's own block goes through `nn.MultiheadAttention`, which under second-order gradients falls
+into batched products with expanded weights; written out on flat rows it is 1.5 times as fast and
+equal to float tolerance (tests/test_towers.py). Other kinds of block (timm's, Hugging Face's) run
+as they are.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ _RECOMPUTE: ContextVar[bool] = ContextVar("recompute", default=False)
 
 @contextmanager
 def twice_differentiable():
-    """Within it, attention takes its plain mathematical form, the only one that can be differentiated twice."""
+    """Within it, attention takes its plain mathematical form, the only one that can be
+    differentiated twice.
+    """
     token = _TWICE.set(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -34,7 +38,9 @@ def twice_differentiable():
 
 @contextmanager
 def recomputed_activations(enabled: bool = True):
-    """Within it, blocks keep their inputs only and run again in the backward pass: less memory, more time."""
+    """Within it, blocks keep their inputs only and run again in the backward pass: less memory,
+    more time.
+    """
     token = _RECOMPUTE.set(enabled)
     try:
         yield
@@ -43,7 +49,9 @@ def recomputed_activations(enabled: bool = True):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / √c + mask) v for (n, heads, length, c); mask is additive and broadcasts to (n, heads, q, k)."""
+    """softmax(q kᵀ / √c + mask) v for (n, heads, length, c); mask is additive and broadcasts to
+    (n, heads, q, k).
+    """
     if not _TWICE.get():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     n, heads, queries, c = q.shape
@@ -54,17 +62,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return torch.bmm(scores.softmax(dim=-1).flatten(0, 1), flat[2]).view(n, heads, queries, c)
 
 
-def _residual_attention(block: ResidualAttentionBlock, x: Tensor, mask: Tensor | None, at: Tensor | None) -> Tensor:
+def _residual_attention(
+    block: ResidualAttentionBlock, x: Tensor, mask: Tensor | None, at: Tensor | None
+) -> Tensor:
     n, length, d = x.shape
     heads = block.attn.num_heads
     weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
     x = x.reshape(n * length, d)
     y = block.ln_1(x)
     if at is None:
-        q, k, v = F.linear(y, weight, bias).view(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            F.linear(y, weight, bias).view(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )
     else:  # keys and values of all positions, the rest of the block at one position of each row
         wanted = torch.arange(n, device=x.device) * length + at
-        k, v = F.linear(y, weight[d:], bias[d:]).view(n, length, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = (
+            F.linear(y, weight[d:], bias[d:])
+            .view(n, length, 2, heads, -1)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         q = F.linear(y[wanted], weight[:d], bias[:d]).view(n, 1, heads, -1).transpose(1, 2)
         x = x[wanted]
         mask = None if mask is None else mask[at].view(n, 1, 1, length)
@@ -82,21 +99,26 @@ def _block(block: nn.Module, x: Tensor, mask: Tensor | None, at: Tensor | None) 
 
 
 def _in_form(twice: bool, function, *arguments) -> Tensor:
-    """`function` in the form it had at first: the backward pass may run it again in a thread that has no contexts."""
+    """`function` in the form it had at first: the backward pass may run it again in a thread
+    that has no contexts.
+    """
     with twice_differentiable() if twice else nullcontext():
         return function(*arguments)
 
 
 def _again_backwards(function, *arguments) -> Tensor:
     """`function`, of which only the arguments are kept: it runs again in the backward pass."""
-    return checkpoint(_in_form, _TWICE.get(), function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(
+        _in_form, _TWICE.get(), function, *arguments, use_reentrant=False, preserve_rng_state=False
+    )
 
 
 def in_parts(function, at_once: int, *tensors: Tensor | None, dim: int = 0) -> Tensor:
-    """`function` of tensors of equal size along `dim`, applied to `at_once` at a time, and the results put together.
+    """`function` of tensors of equal size along `dim`, applied to `at_once` at a time, and the
+    results put together.
 
-    Where a gradient is wanted each part runs again in the backward pass, so that there is memory for one
-    part only; the gradient is the exact one.
+    Where a gradient is wanted each part runs again in the backward pass, so that there is memory
+    for one part only; the gradient is the exact one.
     """
     if tensors[0].shape[dim] <= at_once:
         return function(*tensors)
@@ -106,13 +128,20 @@ def in_parts(function, at_once: int, *tensors: Tensor | None, dim: int = 0) -> T
     return torch.cat([run(function, *part) for part in parts], dim=dim)
 
 
-def run_blocks(blocks, x: Tensor, mask: Tensor | None = None, at: Tensor | None = None, deep: Tensor | None = None, deep_at: int = 0) -> Tensor:
+def run_blocks(
+    blocks,
+    x: Tensor,
+    mask: Tensor | None = None,
+    at: Tensor | None = None,
+    deep: Tensor | None = None,
+    deep_at: int = 0,
+) -> Tensor:
     """Runs a tower's blocks one after another.
 
     Args:
-        x: (n, length, d). mask: (length, length), additive, or None.
-        at: (n,) the one position of each row whose result is wanted: the last block then computes no other.
-        deep: (n, J, M, d) tokens that take the place of positions deep_at … deep_at + M after block 1, 2, … J.
+        x: (n, length, d). mask: (length, length), additive, or None. at: (n,) the one position of
+        each row whose result is wanted: the last block then computes no other. deep: (n, J, M, d)
+        tokens that take the place of positions deep_at … deep_at + M after block 1, 2, … J.
 
     Returns:
         (n, length, d), or (n, 1, d) with `at`.

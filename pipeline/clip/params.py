@@ -6,6 +6,8 @@ from pipeline.params import Section
 
 
 class BackboneParams(Section):
-    """A folder in open_clip's own layout: open_clip_config.json, open_clip_model.safetensors, maybe bpe.txt.gz."""
+    """A folder in open_clip's own layout: open_clip_config.json, open_clip_model.safetensors,
+    maybe bpe.txt.gz.
+    """
 
     path: str

@@ -1,7 +1,8 @@
-"""Text towers from token embeddings on: where context tokens enter, and no position more than it needs.
+"""Text towers from token embeddings on: where context tokens enter, and no position more than it
+needs.
 
-Three kinds are known: open_clip's causal transformer (CLIP), the same without a causal mask (SigLIP's
-heads), and Hugging Face encoders (`CustomTextCLIP` with a BERT-like tower).
+Three kinds are known: open_clip's causal transformer (CLIP), the same without a causal mask
+(SigLIP's heads), and Hugging Face encoders (`CustomTextCLIP` with a BERT-like tower).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 from pipeline.clip.blocks import in_parts, run_blocks
 from pipeline.errors import InputError
 
-TEXTS_AT_ONCE = 512  # 4 GiB of activations for ViT-B/16's text tower at 20 positions; heads of 1,000 classes take two parts
+# 4 GiB of activations for ViT-B/16's text tower at 20 positions; heads of 1,000 classes take two
+# parts
+TEXTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,11 @@ class TextTower:
         embeddings = self.embed(ids if self.padded else ids[:, : int(end.max()) + 1])
         return Pieces(embeddings[:, : self.starts], embeddings[:, self.starts :], end - self.starts)
 
-    def features(self, pieces: Pieces, context: Tensor | None = None, deep: Tensor | None = None) -> Tensor:
-        """(n, e) L2-normalised features of the texts, with (n, M, d) context tokens after the start (Eq 2).
+    def features(
+        self, pieces: Pieces, context: Tensor | None = None, deep: Tensor | None = None
+    ) -> Tensor:
+        """(n, e) L2-normalised features of the texts, with (n, M, d) context tokens after the start
+        (Eq 2).
 
         Args:
             deep: (n, J, M, d) tokens that replace the context after block 1, … J.
@@ -85,25 +91,37 @@ class TextTower:
         count = 0 if context is None else context.shape[1]
         embeddings, end = torch.cat(parts, dim=1), pieces.end + self.starts + count
         if int(end.max()) >= self.room:
-            raise InputError(f"{count} context tokens and a text of {int(pieces.end.max())} tokens do not fit the text tower's {self.room} positions; lower 'context_tokens' or shorten the class name")
+            raise InputError(
+                f"{count} context tokens and a text of {int(pieces.end.max())} tokens do not fit "
+                f"the text tower's {self.room} positions; lower 'context_tokens' or shorten "
+                "the class name"
+            )
         embeddings = embeddings[:, : self.room]  # a padded text gives way at its end
-        features = in_parts(lambda *part: self.encode(*part, self.starts), TEXTS_AT_ONCE, embeddings, end, deep)
+        features = in_parts(
+            lambda *part: self.encode(*part, self.starts), TEXTS_AT_ONCE, embeddings, end, deep
+        )
         return F.normalize(features, dim=-1)
 
 
 class TransformerText(TextTower):
-    """open_clip's own transformer, inside `CLIP` (its parts lie in the model itself) or as `CustomTextCLIP.text`."""
+    """open_clip's own transformer, inside `CLIP` (its parts lie in the model itself) or as
+    `CustomTextCLIP.text`.
+    """
 
     def __init__(self, module, tokenize) -> None:
         super().__init__(module, tokenize)
         self.pool = module.text_pool_type if hasattr(module, "text_pool_type") else module.pool_type
         self.eos = module.text_eos_id if hasattr(module, "text_eos_id") else module.eos_id
         if getattr(module, "cls_emb", None) is not None or getattr(module, "use_pad_mask", False):
-            raise InputError("the backbone's text tower appends a class token or masks its padding (CoCa); prompts for that kind are not implemented, choose another backbone")
+            raise InputError(
+                "the backbone's text tower appends a class token or masks its padding (CoCa); "
+                "prompts for that kind are not implemented, choose another backbone"
+            )
         self.device = module.positional_embedding.device
         self.room, self.width = module.positional_embedding.shape
         self.layers = len(module.transformer.resblocks)
-        # Under the causal mask nothing behind the end token reaches it, so the sequence is cut there.
+        # Under the causal mask nothing behind the end token reaches it, so the sequence is cut
+        # there.
         self.padded = module.attn_mask is None or self.pool not in ("argmax", "eos")
 
     def ends(self, ids: Tensor) -> Tensor:
@@ -125,7 +143,9 @@ class TransformerText(TextTower):
             end = torch.zeros_like(end)
         elif self.pool == "last":
             end = torch.full_like(end, length - 1)
-        x = self.module.ln_final(run_blocks(self.module.transformer.resblocks, x, mask, end, deep, deep_at)[:, 0])
+        x = self.module.ln_final(
+            run_blocks(self.module.transformer.resblocks, x, mask, end, deep, deep_at)[:, 0]
+        )
         projection = self.module.text_projection
         if isinstance(projection, torch.nn.Linear):
             return projection(x)
@@ -133,13 +153,19 @@ class TransformerText(TextTower):
 
 
 class HuggingFaceText(TextTower):
-    """A Hugging Face encoder; bidirectional, so the padding is cut off through the attention mask."""
+    """A Hugging Face encoder; bidirectional, so the padding is cut off through the attention
+    mask.
+    """
 
     def __init__(self, module: HFTextEncoder, tokenize) -> None:
         super().__init__(module, tokenize)
         config = module.transformer.config
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
-        self.room = min(getattr(config, "max_position_embeddings", tokenize.context_length), tokenize.context_length)  # T5 has no limit of its own
+        # T5 has no limit of its own
+        self.room = min(
+            getattr(config, "max_position_embeddings", tokenize.context_length),
+            tokenize.context_length,
+        )
         self.device = module.transformer.get_input_embeddings().weight.device
 
     def ends(self, ids: Tensor) -> Tensor:
@@ -150,17 +176,25 @@ class HuggingFaceText(TextTower):
 
     def encode(self, embeddings, end, deep, deep_at):
         if deep is not None:
-            raise InputError("the backbone's text tower is a Hugging Face encoder, which takes tokens at its input only; use a method of depth 1")
+            raise InputError(
+                "the backbone's text tower is a Hugging Face encoder, which takes tokens at its "
+                "input only; use a method of depth 1"
+            )
         mask = (torch.arange(embeddings.shape[1], device=end.device) <= end.unsqueeze(1)).long()
         out = self.module.transformer(inputs_embeds=embeddings, attention_mask=mask)
         return self.module.proj(self.module.pooler(out, mask))
 
 
 def text_tower(model, tokenize) -> TextTower:
-    """The tower of an `open_clip.CLIP` or `CustomTextCLIP`; InputError for a kind that is not known."""
+    """The tower of an `open_clip.CLIP` or `CustomTextCLIP`; InputError for a kind that is not
+    known.
+    """
     module = getattr(model, "text", model)
     if isinstance(module, HFTextEncoder):
         return HuggingFaceText(module, tokenize)
     if module is model or isinstance(module, TextTransformer):
         return TransformerText(module, tokenize)
-    raise InputError(f"the backbone's text tower is a {type(module).__name__}; known are open_clip's transformers and Hugging Face encoders")
+    raise InputError(
+        f"the backbone's text tower is a {type(module).__name__}; known are open_clip's "
+        "transformers and Hugging Face encoders"
+    )

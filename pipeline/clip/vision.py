@@ -1,4 +1,6 @@
-"""Vision towers as visual prompts need them: embedded patches, then tokens beside them through the blocks."""
+"""Vision towers as visual prompts need them: embedded patches, then tokens beside them through
+the blocks.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +26,32 @@ class VisionTower:
     layers: int
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """(n, 3, h, w) normalised pixels → (n, P, d): class token and patches as they enter the first block."""
+        """(n, 3, h, w) normalised pixels → (n, P, d): class token and patches as they enter the
+        first block.
+        """
         raise NotImplementedError
 
     def enter(self, tokens: Tensor) -> Tensor:
-        """Learned tokens (…, M, d) as they enter the first block: normalised like patches, without a position."""
+        """Learned tokens (…, M, d) as they enter the first block: normalised like patches,
+        without a position.
+        """
         raise NotImplementedError
 
     def run(self, sequence: Tensor, patches: int, deep: Tensor | None) -> Tensor:
-        """(n, P + M, d) → (n, e), not normalised; learned tokens stand behind the `patches` and are not pooled."""
+        """(n, P + M, d) → (n, e), not normalised; learned tokens stand behind the `patches` and
+        are not pooled.
+        """
         raise NotImplementedError
 
-    def features(self, patches: Tensor, tokens: Tensor | None = None, deep: Tensor | None = None) -> Tensor:
-        """(n, e) L2-normalised features of (n, P, d) embedded pictures with (n, M, d) tokens beside the patches.
+    def features(
+        self, patches: Tensor, tokens: Tensor | None = None, deep: Tensor | None = None
+    ) -> Tensor:
+        """(n, e) L2-normalised features of (n, P, d) embedded pictures with (n, M, d) tokens beside
+        the patches.
 
         Args:
-            deep: (n, J, M, d) tokens that take the learned tokens' place after block 1, … J (VPT-deep).
+            deep: (n, J, M, d) tokens that take the learned tokens' place after block 1, … J
+            (VPT-deep).
         """
         sequence = patches if tokens is None else torch.cat([patches, self.enter(tokens)], dim=1)
         return F.normalize(self.run(sequence, patches.shape[1], deep), dim=-1)
@@ -61,7 +73,11 @@ class TransformerVision(VisionTower):
     def run(self, sequence, patches, deep):
         m = self.module
         only_class = m.attn_pool is None and m.pool_type == "tok"
-        at = torch.zeros(len(sequence), dtype=torch.long, device=sequence.device) if only_class else None
+        at = (
+            torch.zeros(len(sequence), dtype=torch.long, device=sequence.device)
+            if only_class
+            else None
+        )
         x = run_blocks(m.transformer.resblocks, sequence, at=at, deep=deep, deep_at=patches)
         pooled, _ = m._pool(x if only_class else x[:, :patches])
         return pooled if m.proj is None else pooled @ m.proj
@@ -99,5 +115,9 @@ def require_tokens(tower: VisionTower | None, model) -> VisionTower:
     """`tower`, or InputError that says which kind of picture encoder cannot take visual prompts."""
     if tower is None:
         kind = type(getattr(model.visual, "trunk", model.visual)).__name__
-        raise InputError(f"the backbone's vision tower is of the kind {kind}, where no learned tokens can stand beside the patches; visual prompts need the VisionTransformer of open_clip or timm, use a textual method")
+        raise InputError(
+            f"the backbone's vision tower is of the kind {kind}, where no learned tokens can "
+            "stand beside the patches; visual prompts need the VisionTransformer of "
+            "open_clip or timm, use a textual method"
+        )
     return tower

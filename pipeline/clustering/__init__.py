@@ -1,1 +1,3 @@
-"""Cross-modal hierarchical clustering (paper §3.2): sentences → topics → topic words → visual domains."""
+"""Cross-modal hierarchical clustering (paper §3.2): sentences → topics → topic words → visual
+domains.
+"""

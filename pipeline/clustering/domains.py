@@ -14,8 +14,18 @@ JUDGED = 1000  # pictures of a topic that the silhouette is measured on
 
 
 def cluster(features: np.ndarray, count: int, iterations: int, seed: int) -> np.ndarray:
-    """(n,) k-means cluster of each of (n, e) normalised features, numbered by falling size; equal features may leave fewer than `count`."""
-    kmeans = faiss.Kmeans(features.shape[1], count, niter=iterations, seed=seed, spherical=True, min_points_per_centroid=1, max_points_per_centroid=len(features))
+    """(n,) k-means cluster of each of (n, e) normalised features, numbered by falling size;
+    equal features may leave fewer than `count`.
+    """
+    kmeans = faiss.Kmeans(
+        features.shape[1],
+        count,
+        niter=iterations,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(features),
+    )
     kmeans.train(features)
     nearest = kmeans.index.search(features, 1)[1].ravel()
     found, sizes = np.unique(nearest, return_counts=True)
@@ -26,9 +36,10 @@ def cluster(features: np.ndarray, count: int, iterations: int, seed: int) -> np.
 def split_topic(features: np.ndarray, settings: Domains, seed: int) -> np.ndarray:
     """(n,) domain of each of a topic's (n, e) normalised image features, numbered by falling size.
 
-    A topic too small for U domains of the least size gets fewer; every domain has at least one picture.
-    With `silhouette`, it is the number from 2 up to there whose mean silhouette (cosine distances, at most
-    `JUDGED` pictures) is best, the smallest of equals; where no number parts the pictures, one domain.
+    A topic too small for U domains of the least size gets fewer; every domain has at least one
+    picture. With `silhouette`, it is the number from 2 up to there whose mean silhouette (cosine
+    distances, at most `JUDGED` pictures) is best, the smallest of equals; where no number parts the
+    pictures, one domain.
     """
     most = max(1, min(settings.per_topic, len(features) // settings.min_size))
     if settings.choose == "fixed" or most < 2:
@@ -48,11 +59,16 @@ def split_topic(features: np.ndarray, settings: Domains, seed: int) -> np.ndarra
 def separation(features: np.ndarray, domain: np.ndarray) -> float:
     """Share of a topic's variance that lies between its domains (0: none, 1: all)."""
     total = ((features - features.mean(axis=0)) ** 2).sum()
-    within = sum(((features[domain == d] - features[domain == d].mean(axis=0)) ** 2).sum() for d in np.unique(domain))
+    within = sum(
+        ((features[domain == d] - features[domain == d].mean(axis=0)) ** 2).sum()
+        for d in np.unique(domain)
+    )
     return float(1 - within / total) if total > 0 else 0.0
 
 
-def find_domains(features: np.ndarray, topic: np.ndarray, settings: Domains, seed: int, progress) -> tuple[np.ndarray, dict]:
+def find_domains(
+    features: np.ndarray, topic: np.ndarray, settings: Domains, seed: int, progress
+) -> tuple[np.ndarray, dict]:
     """Splits every topic of (n, e) image features; a topic at a time is computed in float32.
 
     Returns:
@@ -62,7 +78,10 @@ def find_domains(features: np.ndarray, topic: np.ndarray, settings: Domains, see
         InputError if there is no topic.
     """
     if not (topic >= 0).any():
-        raise InputError("no pair lies in a topic, so there is nothing to split into domains; look why 'topics' or 'label.edits' leave none")
+        raise InputError(
+            "no pair lies in a topic, so there is nothing to split into domains; look why "
+            "'topics' or 'label.edits' leave none"
+        )
     domain = np.full(len(topic), -1, np.int32)
     explained, domains, small = [], 0, 0
     for t in progress(range(int(topic.max()) + 1), "domains"):
@@ -73,4 +92,8 @@ def find_domains(features: np.ndarray, topic: np.ndarray, settings: Domains, see
         domains += len(sizes)
         small += int((sizes < settings.min_size).sum())
         explained.append(separation(inside, domain[rows]))
-    return domain, {"domains": domains, "small_domains": small, "between_share": round(float(np.mean(explained)), 4)}
+    return domain, {
+        "domains": domains,
+        "small_domains": small,
+        "between_share": round(float(np.mean(explained)), 4),
+    }

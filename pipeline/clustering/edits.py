@@ -13,9 +13,12 @@ from pipeline.params import Section, did_you_mean, read_yaml, validate
 
 
 class Edits(Section):
-    """The file that `label.edits` names; topics are called by the names that the labels gave them."""
+    """The file that `label.edits` names; topics are called by the names that the labels gave
+    them.
+    """
 
-    merge: dict[str, Annotated[list[str], Field(min_length=2)]]  # the new name → the topics that become one
+    # the new name → the topics that become one
+    merge: dict[str, Annotated[list[str], Field(min_length=2)]]
     rename: dict[str, str]
     drop: list[str]
 
@@ -24,13 +27,15 @@ def load_edits(path: Path | str) -> Edits:
     return validate(Edits, read_yaml(path), "", path)
 
 
-def apply_edits(topic: np.ndarray, names: Sequence[str], edits: Edits, path: Path | str) -> tuple[np.ndarray, list[str]]:
+def apply_edits(
+    topic: np.ndarray, names: Sequence[str], edits: Edits, path: Path | str
+) -> tuple[np.ndarray, list[str]]:
     """(n,) topics and the topics' names → both after the edits.
 
     Topics are numbered anew in the order of the first that they are made of; −1 stays outside.
 
-    Raises InputError naming the file and the topic: one that does not exist, one that is edited twice, or
-    a name that two topics would have.
+    Raises InputError naming the file and the topic: one that does not exist, one that is edited
+    twice, or a name that two topics would have.
     """
     number = {name: i for i, name in enumerate(names)}
     edited: set[str] = set()
@@ -58,7 +63,12 @@ def apply_edits(topic: np.ndarray, names: Sequence[str], edits: Edits, path: Pat
     names_after = [new_name[row] for row in kept]
     twice = [name for name in names_after if names_after.count(name) > 1]
     if twice:
-        raise InputError(f"{path}: two topics would be called '{twice[0]}'; merge them, or choose another name")
+        raise InputError(
+            f"{path}: two topics would be called '{twice[0]}'; merge them, or choose another name"
+        )
     place = {row: i for i, row in enumerate(kept)}
-    table = np.array([-1 if row in dropped else place[goes_to[row]] for row in range(len(names))] + [-1], np.int32)
+    table = np.array(
+        [-1 if row in dropped else place[goes_to[row]] for row in range(len(names))] + [-1],
+        np.int32,
+    )
     return table[topic], names_after  # the last entry is what −1 finds

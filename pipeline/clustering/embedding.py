@@ -28,7 +28,10 @@ def model_path(name: str) -> str:
     package, _, inside = name.removeprefix("package:").partition("/")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"parameter 'embed.model': no installed package '{package}'; install it or name a folder")
+        raise InputError(
+            f"parameter 'embed.model': no installed package '{package}'; install it or name a "
+            "folder"
+        )
     return str(Path(spec.submodule_search_locations[0]) / inside)
 
 
@@ -37,21 +40,38 @@ def _encoder(model: str, parts: list[pl.DataFrame]) -> Callable[[int], pa.Table]
 
     def encode(shard: int) -> pa.Table:
         rows = parts[shard]
-        vectors = encoder.encode(rows["caption"].to_list(), batch_size=128, normalize_embeddings=True, show_progress_bar=sys.stderr.isatty())
-        return pa.table([rows["key"].to_arrow().cast(pa.string()), to_vectors(vectors)], schema=sentences_schema(vectors.shape[1]))
+        vectors = encoder.encode(
+            rows["caption"].to_list(),
+            batch_size=128,
+            normalize_embeddings=True,
+            show_progress_bar=sys.stderr.isatty(),
+        )
+        return pa.table(
+            [rows["key"].to_arrow().cast(pa.string()), to_vectors(vectors)],
+            schema=sentences_schema(vectors.shape[1]),
+        )
 
     return encode
 
 
 def embed_captions(kept: Path, work: Path, model: str, progress) -> tuple[int, int]:
-    """Writes work/NNNNN.parquet (key, embedding) for each shard of kept captions that is not there yet.
+    """Writes work/NNNNN.parquet (key, embedding) for each shard of kept captions that is not there
+    yet.
 
     Returns:
         Number of captions, and of dimensions.
     """
     table = pl.from_arrow(read_table(kept, KEPT, ["key", "caption", "kept"])).filter("kept")
     parts = list(table.iter_slices(SHARD_ROWS))
-    missing = {shard: out for shard in range(len(parts)) if not (out := work / f"{shard:05d}.parquet").exists()}
-    for shard, embeddings in progress(mapped(partial(_encoder, model, parts), list(missing), gpu=True), "embedding", total=len(missing)):
+    missing = {
+        shard: out
+        for shard in range(len(parts))
+        if not (out := work / f"{shard:05d}.parquet").exists()
+    }
+    for shard, embeddings in progress(
+        mapped(partial(_encoder, model, parts), list(missing), gpu=True),
+        "embedding",
+        total=len(missing),
+    ):
         write_table(embeddings, missing[shard], embeddings.schema)
     return len(table), vector_dim(shard_paths(work)[0], "embedding")

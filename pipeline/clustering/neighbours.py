@@ -10,21 +10,29 @@ from pipeline.neighbours import exact_index, probes, share_found
 
 
 def _itself_first(found: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The graph with each row as its own first neighbour; equal captions tie at distance 0, and another of them may come before it."""
+    """The graph with each row as its own first neighbour; equal captions tie at distance 0, and
+    another of them may come before it.
+    """
     rows = np.arange(len(found))
     for row in np.flatnonzero(found[:, 0] != rows):
         place = np.flatnonzero(found[row] == row)
         swap = place[0] if len(place) else found.shape[1] - 1
         found[row, swap], distance[row, swap] = found[row, 0], distance[row, 0]
         found[row, 0], distance[row, 0] = row, 0.0
-    return found.astype(np.int32), np.where(found < 0, np.inf, np.clip(distance, 0, 2)).astype(np.float32)
+    return found.astype(np.int32), np.where(found < 0, np.inf, np.clip(distance, 0, 2)).astype(
+        np.float32
+    )
 
 
-def neighbour_graph(vectors: np.ndarray, count: int, exact_up_to: int, recall: float, seed: int) -> tuple[tuple[np.ndarray, np.ndarray], float]:
-    """(n, count) indices and cosine distances of the nearest rows, each row itself first, and the recall: exact (1.0) up to `exact_up_to` rows.
+def neighbour_graph(
+    vectors: np.ndarray, count: int, exact_up_to: int, recall: float, seed: int
+) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+    """(n, count) indices and cosine distances of the nearest rows, each row itself first, and the
+    recall: exact (1.0) up to `exact_up_to` rows.
 
-    Beyond, nearest-neighbour descent: for the graph of all rows, a search by cells takes several times as
-    long for less recall (docs/speed.md). A neighbour that is not found is −1 at an infinite distance, which UMAP leaves out.
+    Beyond, nearest-neighbour descent: for the graph of all rows, a search by cells takes several
+    times as long for less recall (docs/speed.md). A neighbour that is not found is −1 at an
+    infinite distance, which UMAP leaves out.
 
     Raises InputError if the recall stays below `recall`.
     """
@@ -34,9 +42,22 @@ def neighbour_graph(vectors: np.ndarray, count: int, exact_up_to: int, recall: f
     n = len(vectors)
     # as many trees and rounds as UMAP itself takes; one thread, because of the seed
     trees, rounds = min(64, 5 + round(n**0.5 / 20)), max(5, round(np.log2(n)))
-    found, distance = NNDescent(vectors, metric="cosine", n_neighbors=count, random_state=seed, n_trees=trees, n_iters=rounds, max_candidates=60, n_jobs=1).neighbor_graph
+    found, distance = NNDescent(
+        vectors,
+        metric="cosine",
+        n_neighbors=count,
+        random_state=seed,
+        n_trees=trees,
+        n_iters=rounds,
+        max_candidates=60,
+        n_jobs=1,
+    ).neighbor_graph
     rows, true = probes(vectors, count, seed)
     reached = share_found(true, found[rows])
     if reached < recall:
-        raise InputError(f"the approximate neighbour graph of {n} captions has a recall of {reached:.3f}, but 'topics.recall' is {recall}; raise 'topics.exact_up_to' or lower 'topics.recall'")
+        raise InputError(
+            f"the approximate neighbour graph of {n} captions has a recall of {reached:.3f}, but "
+            f"'topics.recall' is {recall}; raise 'topics.exact_up_to' or lower "
+            "'topics.recall'"
+        )
     return _itself_first(found, distance), reached

@@ -7,13 +7,29 @@ import pyarrow as pa
 from pipeline.artifacts import vector_type
 
 # topic −1: outlier. strength: HDBSCAN's membership, 0 for outliers. x, y: the map's coordinates.
-TOPICS = pa.schema([("key", pa.string()), ("topic", pa.int32()), ("strength", pa.float32()), ("x", pa.float32()), ("y", pa.float32())])
+TOPICS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("topic", pa.int32()),
+        ("strength", pa.float32()),
+        ("x", pa.float32()),
+        ("y", pa.float32()),
+    ]
+)
 
 # Topics as they are after a person's edits, numbered like LABELS; −1: outlier or dropped.
 CLUSTERS = pa.schema([("key", pa.string()), ("topic", pa.int32())])
 
 # words[0] scored highest; the name is the first word that no stronger topic uses.
-LABELS = pa.schema([("topic", pa.int32()), ("name", pa.string()), ("size", pa.int32()), ("words", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
+LABELS = pa.schema(
+    [
+        ("topic", pa.int32()),
+        ("name", pa.string()),
+        ("size", pa.int32()),
+        ("words", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+    ]
+)
 
 # Domains are numbered within their topic by falling size.
 DOMAINS = pa.schema([("key", pa.string()), ("topic", pa.int32()), ("domain", pa.int32())])

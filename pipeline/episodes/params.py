@@ -15,16 +15,20 @@ Shots = Annotated[int, Field(ge=1)]
 class Episodes(Section):
     """One set of tasks (an entry of `episodes:`)."""
 
-    support: Literal["one_domain", "all_domains"]  # the paper's domain shift, or its ablation without
+    # the paper's domain shift, or its ablation without
+    support: Literal["one_domain", "all_domains"]
     tasks: Annotated[int, Field(ge=1)]  # a longer meta-training passes over them again
-    confusable: Annotated[float, Field(ge=0, le=1)]  # share of tasks whose topics all lie near one another
+    # share of tasks whose topics all lie near one another
+    confusable: Annotated[float, Field(ge=0, le=1)]
 
 
 class Labelled(Section):
     """Tasks from a dataset that people labelled, instead of clusters (an entry of `labelled:`)."""
 
-    path: str  # folder or zip: [train/][<domain>/]<class>/<picture>, or anything that a list tells of
-    list: str | None  # file in it of lines `<picture> <label>`, as WebVision's; null: the folders tell the classes
+    # folder or zip: [train/][<domain>/]<class>/<picture>, or anything that a list tells of
+    path: str
+    # file in it of lines `<picture> <label>`, as WebVision's; null: the folders tell the classes
+    list: str | None
     names: str | None  # file in it with the name of every label, one a line
     per_class: Annotated[int, Field(ge=1)]  # pictures taken of a class at most, at random
     episodes: Episodes

@@ -1,4 +1,6 @@
-"""Writes tasks to Parquet shards and reads them back, batch after batch, without any other artifact."""
+"""Writes tasks to Parquet shards and reads them back, batch after batch, without any other
+artifact.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import PARQUET, from_vectors, naming_damage, open_table, replacing, shard_paths, to_vectors, vector_dim
+from pipeline.artifacts import (
+    PARQUET,
+    from_vectors,
+    naming_damage,
+    open_table,
+    replacing,
+    shard_paths,
+    to_vectors,
+    vector_dim,
+)
 from pipeline.episodes.schemas import episodes_schema
 from pipeline.episodes.tasks import Pool, ReadPictures, Task
 from pipeline.stage import workers
 
-SHARD_BYTES = 256e6  # of features and pictures: few enough files for any number of tasks, each quickly made again
+# of features and pictures: few enough files for any number of tasks, each quickly made again
+SHARD_BYTES = 256e6
 SIZED_BY = 16  # tasks that a shard's number of tasks is reckoned from
 
 Item = TypeVar("Item")
@@ -44,40 +56,74 @@ class Episode:
     query_pictures: tuple[bytes, ...] = ()
 
 
-def task_table(number: int, task: Task, pool: Pool, read_pictures: ReadPictures, schema: pa.Schema) -> pa.Table:
+def task_table(
+    number: int, task: Task, pool: Pool, read_pictures: ReadPictures, schema: pa.Schema
+) -> pa.Table:
     """The rows of one task: support first, class by class."""
     rows = task.rows
     role = ["support"] * task.support.size + ["query"] * task.query.size
-    label = np.concatenate([np.arange(len(picks)).repeat(picks.shape[1]) for picks in (task.support, task.query)]).tolist()
+    label = np.concatenate(
+        [np.arange(len(picks)).repeat(picks.shape[1]) for picks in (task.support, task.query)]
+    ).tolist()
     columns = [
-        [number] * len(rows), role, label, [pool.names[task.topics[k]] for k in label], [int(task.topics[k]) for k in label],
-        pool.domain[rows], [pool.keys[r] for r in rows], to_vectors(pool.features[rows]), read_pictures(rows),
+        [number] * len(rows),
+        role,
+        label,
+        [pool.names[task.topics[k]] for k in label],
+        [int(task.topics[k]) for k in label],
+        pool.domain[rows],
+        [pool.keys[r] for r in rows],
+        to_vectors(pool.features[rows]),
+        read_pictures(rows),
     ]
-    return pa.table([c if isinstance(c, pa.Array) else pa.array(c, type=f.type) for c, f in zip(columns, schema)], schema=schema)
+    return pa.table(
+        [
+            c if isinstance(c, pa.Array) else pa.array(c, type=f.type)
+            for c, f in zip(columns, schema)
+        ],
+        schema=schema,
+    )
 
 
 def tasks_per_shard(tasks: Sequence[Task], pool: Pool, read_pictures: ReadPictures) -> int:
     """As many tasks as make `SHARD_BYTES`, by the size of a few of them."""
     sample = tasks[:: -(-len(tasks) // SIZED_BY)]
-    size = sum(pool.features[0].size * 2 + len(picture) for task in sample for picture in read_pictures(task.rows)) / len(sample)
+    size = sum(
+        pool.features[0].size * 2 + len(picture)
+        for task in sample
+        for picture in read_pictures(task.rows)
+    ) / len(sample)
     return max(1, int(SHARD_BYTES / size))
 
 
-def write_shards(tasks: Sequence[Task], pool: Pool, read_pictures: ReadPictures, work: Path, progress) -> None:
+def write_shards(
+    tasks: Sequence[Task], pool: Pool, read_pictures: ReadPictures, work: Path, progress
+) -> None:
     """Writes work/NNNNN.parquet, one row group per task; shards that are there already stay.
 
-    EPISODE_THREADS (default: number of cores) shards at once, each with one task's pictures in memory.
-    Neither changes the files.
+    EPISODE_THREADS (default: number of cores) shards at once, each with one task's pictures in
+    memory. Neither changes the files.
     """
-    schema, each = episodes_schema(pool.features.shape[1]), tasks_per_shard(tasks, pool, read_pictures)
+    schema, each = (
+        episodes_schema(pool.features.shape[1]),
+        tasks_per_shard(tasks, pool, read_pictures),
+    )
 
     def write(start: int) -> None:
         out = work / f"{start // each:05d}.parquet"
         if not out.exists():
-            # A dictionary would only hash features and pictures, none of which comes twice in a task.
-            with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, **PARQUET, use_dictionary=["role", "name"]) as writer:
+            # A dictionary would only hash features and pictures, none of which comes twice in a
+            # task.
+            with (
+                replacing(out) as temporary,
+                pq.ParquetWriter(
+                    temporary, schema, **PARQUET, use_dictionary=["role", "name"]
+                ) as writer,
+            ):
                 for number in range(start, min(start + each, len(tasks))):
-                    writer.write_table(task_table(number, tasks[number], pool, read_pictures, schema))
+                    writer.write_table(
+                        task_table(number, tasks[number], pool, read_pictures, schema)
+                    )
 
     threads = ThreadPoolExecutor(workers("EPISODE_THREADS"))
     try:
@@ -85,7 +131,8 @@ def write_shards(tasks: Sequence[Task], pool: Pool, read_pictures: ReadPictures,
         for _ in progress(threads.map(write, starts), "episodes", total=len(starts)):
             pass
     finally:
-        threads.shutdown(cancel_futures=True)  # an error or interruption waits for the shards under way, not for all
+        # an error or interruption waits for the shards under way, not for all
+        threads.shutdown(cancel_futures=True)
 
 
 def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
@@ -99,8 +146,21 @@ def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
         file = open_table(path, episodes_schema(dim))
         for group in range(file.num_row_groups):
             with naming_damage(path):
-                table = file.read_row_group(group, columns=["task", "role", "label", "name", "image", *(["picture"] if pictures else [])])
-            role, label = np.array(table["role"].to_pylist()), table["label"].to_numpy().astype(np.int64)
+                table = file.read_row_group(
+                    group,
+                    columns=[
+                        "task",
+                        "role",
+                        "label",
+                        "name",
+                        "image",
+                        *(["picture"] if pictures else []),
+                    ],
+                )
+            role, label = (
+                np.array(table["role"].to_pylist()),
+                table["label"].to_numpy().astype(np.int64),
+            )
             image, name = from_vectors(table["image"]), table["name"].to_pylist()
             names = tuple(name[int(np.argmax(label == k))] for k in range(label.max() + 1))
             s, q = role == "support", role == "query"
@@ -108,11 +168,14 @@ def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
             if pictures:
                 files = np.array(table["picture"].to_pylist(), dtype=object)
                 shown = (tuple(files[s]), tuple(files[q]))
-            yield Episode(table["task"][0].as_py(), names, image[s], label[s], image[q], label[q], *shown)
+            yield Episode(
+                table["task"][0].as_py(), names, image[s], label[s], image[q], label[q], *shown
+            )
 
 
 def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
-    """The same items in the same order, up to `count` of them made in a thread while the present one is used.
+    """The same items in the same order, up to `count` of them made in a thread while the present
+    one is used.
 
     What making an item raises is raised in its place. Closing this iterator ends the thread.
     """

@@ -51,25 +51,35 @@ class Task:
         return np.concatenate([self.support.ravel(), self.query.ravel()])
 
 
-def usable_topics(topic: np.ndarray, domain: np.ndarray, shots: int, queries: int, least_domains: int) -> dict[int, list[np.ndarray]]:
+def usable_topics(
+    topic: np.ndarray, domain: np.ndarray, shots: int, queries: int, least_domains: int
+) -> dict[int, list[np.ndarray]]:
     """Topic → rows of each of its domains, for topics that can give a task's pictures.
 
-    A topic is usable if it has `shots + queries` pictures, `least_domains` domains, and, where these are
-    several, one of at least `shots` pictures to draw the support from.
+    A topic is usable if it has `shots + queries` pictures, `least_domains` domains, and, where
+    these are several, one of at least `shots` pictures to draw the support from.
     """
     usable = {}
     for t in range(int(topic.max()) + 1):
         rows = np.flatnonzero(topic == t)
         domains = [rows[domain[rows] == d] for d in np.unique(domain[rows])]
-        if len(rows) >= shots + queries and len(domains) >= least_domains and max(map(len, domains)) >= (shots if least_domains > 1 else 1):
+        if (
+            len(rows) >= shots + queries
+            and len(domains) >= least_domains
+            and max(map(len, domains)) >= (shots if least_domains > 1 else 1)
+        ):
             usable[t] = domains
     return usable
 
 
-def draw_class(domains: list[np.ndarray], shots: int, queries: int, one_domain: bool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Support rows (from one domain, or from all) and disjoint query rows, uniform over all domains.
+def draw_class(
+    domains: list[np.ndarray], shots: int, queries: int, one_domain: bool, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Support rows (from one domain, or from all) and disjoint query rows, uniform over all
+    domains.
 
-    The query takes a domain at random for every picture, so that small domains weigh as much as large ones.
+    The query takes a domain at random for every picture, so that small domains weigh as much as
+    large ones.
     """
     if one_domain:
         large = [d for d in domains if len(d) >= shots]
@@ -84,15 +94,28 @@ def draw_class(domains: list[np.ndarray], shots: int, queries: int, one_domain: 
     return support, np.array(query)
 
 
-def sample_tasks(topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, *, tasks: int, ways: int, shots: int, queries: int, one_domain: bool, confusable: float, seed: int, least_domains: int = 2) -> list[Task]:
+def sample_tasks(
+    topic: np.ndarray,
+    domain: np.ndarray,
+    nearest: np.ndarray,
+    *,
+    tasks: int,
+    ways: int,
+    shots: int,
+    queries: int,
+    one_domain: bool,
+    confusable: float,
+    seed: int,
+    least_domains: int = 2,
+) -> list[Task]:
     """Draws `tasks` tasks (§3.3, "Automatic Meta-Training Task Generation").
 
     Args:
-        topic, domain: (n,) cluster of every picture; no outliers.
-        nearest: (L, L) topics in order of nearness to each topic, itself first.
-        one_domain: support from a single domain per class (the paper), or from all (its ablation).
-        confusable: share of tasks made of a random topic and its nearest neighbours; these tasks are hard.
-        least_domains: a topic of fewer gives no tasks. Two for clusters, also without the shift, so that
+        topic, domain: (n,) cluster of every picture; no outliers. nearest: (L, L) topics in order
+        of nearness to each topic, itself first. one_domain: support from a single domain per class
+        (the paper), or from all (its ablation). confusable: share of tasks made of a random topic
+        and its nearest neighbours; these tasks are hard. least_domains: a topic of fewer gives no
+        tasks. Two for clusters, also without the shift, so that
             the ablation sees the same topics.
 
     Raises:
@@ -100,15 +123,27 @@ def sample_tasks(topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, *, 
     """
     usable = usable_topics(topic, domain, shots, queries, least_domains)
     if len(usable) < ways:
-        raise InputError(f"only {len(usable)} of {int(topic.max()) + 1} topics have {shots} + {queries} pictures{' and two domains' if least_domains > 1 else ''}, but 'ways' is {ways}; lower 'ways', 'support_shots' or 'query_shots', or make more or larger topics")
+        raise InputError(
+            f"only {len(usable)} of {int(topic.max()) + 1} topics have {shots} + {queries} "
+            f"pictures{' and two domains' if least_domains > 1 else ''}, but 'ways' is "
+            f"{ways}; lower 'ways', 'support_shots' or 'query_shots', or make more or larger "
+            "topics"
+        )
     rng = np.random.default_rng(seed)
     names = np.array(sorted(usable))
     drawn = []
     for _ in range(tasks):
         if rng.random() < confusable:
             around = [t for t in nearest[rng.choice(names)] if t in usable]
-            # Twice as many neighbours as ways, so that one topic does not always bring the same task.
-            chosen = np.concatenate([around[:1], rng.choice(around[1 : 2 * ways], ways - 1, replace=False)]) if len(around) >= 2 * ways else rng.choice(names, ways, replace=False)
+            # Twice as many neighbours as ways, so that one topic does not always bring the same
+            # task.
+            chosen = (
+                np.concatenate(
+                    [around[:1], rng.choice(around[1 : 2 * ways], ways - 1, replace=False)]
+                )
+                if len(around) >= 2 * ways
+                else rng.choice(names, ways, replace=False)
+            )
             chosen = rng.permutation(chosen)
         else:
             chosen = rng.choice(names, ways, replace=False)
@@ -117,20 +152,46 @@ def sample_tasks(topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, *, 
     return drawn
 
 
-def draw(pool: Pool, settings: Episodes, *, ways: int, shots: int, queries: int, seed: int, least_domains: int = 2) -> list[Task]:
+def draw(
+    pool: Pool,
+    settings: Episodes,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    seed: int,
+    least_domains: int = 2,
+) -> list[Task]:
     """`sample_tasks` from a pool; topics are near each other if their mean features are.
 
     Raises InputError if there are fewer than `ways` topics.
     """
     if len(pool.names) < ways:
-        raise InputError(f"there are only {len(pool.names)} topics, but 'ways' is {ways}; lower 'ways', or make more topics ('topics.min_cluster_size')")
-    centres = np.stack([pool.features[pool.topic == t].astype(np.float32).mean(axis=0) for t in range(len(pool.names))])
+        raise InputError(
+            f"there are only {len(pool.names)} topics, but 'ways' is {ways}; lower 'ways', or "
+            "make more topics ('topics.min_cluster_size')"
+        )
+    centres = np.stack(
+        [
+            pool.features[pool.topic == t].astype(np.float32).mean(axis=0)
+            for t in range(len(pool.names))
+        ]
+    )
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     similarity = centres @ centres.T
     np.fill_diagonal(similarity, np.inf)
     return sample_tasks(
-        pool.topic, pool.domain, np.argsort(-similarity, axis=1, kind="stable"), tasks=settings.tasks, ways=ways, shots=shots, queries=queries,
-        one_domain=settings.support == "one_domain", confusable=settings.confusable, seed=seed, least_domains=least_domains,
+        pool.topic,
+        pool.domain,
+        np.argsort(-similarity, axis=1, kind="stable"),
+        tasks=settings.tasks,
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        one_domain=settings.support == "one_domain",
+        confusable=settings.confusable,
+        seed=seed,
+        least_domains=least_domains,
     )
 
 

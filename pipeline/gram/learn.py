@@ -1,4 +1,6 @@
-"""From a method's parameters to its start: initial tokens, and Algorithm 1 for those that are meta-learned."""
+"""From a method's parameters to its start: initial tokens, and Algorithm 1 for those that are
+meta-learned.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,36 @@ LEARNING = {
 }
 
 
-def initial_tokens(backbone: Backbone, method: Method, context_tokens: int, generator: torch.Generator) -> tuple[PromptMethod, Tokens]:
+def initial_tokens(
+    backbone: Backbone, method: Method, context_tokens: int, generator: torch.Generator
+) -> tuple[PromptMethod, Tokens]:
     """The method on a backbone, and where its tokens begin: {name: (rows, d)}."""
     made = METHODS[method.prompt](backbone, depth=method.depth)
     return made, made.initial(method.tokens or context_tokens, generator, method.init)
 
 
-def learn_start(backbone: Backbone, method: MetaMethod, episodes: Path, work: Path, *, seed: int, context_tokens: int, inner_lr: float, inner_steps: int, regulator: Regulator, outer: Outer, outer_lr: float, regulator_lr: float, meta_batch: int, meta_steps: int, progress, watch: Callable = unwatched, at_once: int | None = None) -> tuple[Start, list[dict]]:
-    """Meta-learns θ* and φ* (Algorithm 1), or pre-trains θ on the same tasks; see `meta_train` for the arguments.
+def learn_start(
+    backbone: Backbone,
+    method: MetaMethod,
+    episodes: Path,
+    work: Path,
+    *,
+    seed: int,
+    context_tokens: int,
+    inner_lr: float,
+    inner_steps: int,
+    regulator: Regulator,
+    outer: Outer,
+    outer_lr: float,
+    regulator_lr: float,
+    meta_batch: int,
+    meta_steps: int,
+    progress,
+    watch: Callable = unwatched,
+    at_once: int | None = None,
+) -> tuple[Start, list[dict]]:
+    """Meta-learns θ* and φ* (Algorithm 1), or pre-trains θ on the same tasks; see `meta_train` for
+    the arguments.
 
     Returns:
         The start, and one row of figures per meta-step.
@@ -51,10 +75,27 @@ def learn_start(backbone: Backbone, method: MetaMethod, episodes: Path, work: Pa
     phi = initial_phi(theta, regulator, generator) if meta and method.regulator == "affine" else {}
     for leaf in (*theta.values(), *phi.values()):
         leaf.requires_grad_()
-    inner = InnerStep(inner_lr * method.inner_lr_factor, inner_steps if meta else 0, method.order == "second", regulator.input_scale)
+    inner = InnerStep(
+        inner_lr * method.inner_lr_factor,
+        inner_steps if meta else 0,
+        method.order == "second",
+        regulator.input_scale,
+    )
     curve = meta_train(
-        prompt, theta, phi, episodes, work, inner=inner, outer=outer, outer_lr=outer_lr * method.outer_lr_factor, regulator_lr=regulator_lr,
-        batch=meta_batch, steps=method.steps or meta_steps, progress=progress, watch=watch, at_once=at_once,
+        prompt,
+        theta,
+        phi,
+        episodes,
+        work,
+        inner=inner,
+        outer=outer,
+        outer_lr=outer_lr * method.outer_lr_factor,
+        regulator_lr=regulator_lr,
+        batch=meta_batch,
+        steps=method.steps or meta_steps,
+        progress=progress,
+        watch=watch,
+        at_once=at_once,
     )
     theta, phi = ({k: v.detach() for k, v in part.items()} for part in (theta, phi))
     return Start(method.prompt, method.depth, theta, phi, regulator.input_scale), curve

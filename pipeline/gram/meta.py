@@ -25,7 +25,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class InnerStep:
-    """α, number of steps (0: none, θ itself is trained), order of differentiation, and the regulator's input scale."""
+    """α, number of steps (0: none, θ itself is trained), order of differentiation, and the
+    regulator's input scale.
+    """
 
     lr: float
     steps: int = 1
@@ -33,22 +35,28 @@ class InnerStep:
     input_scale: str = "none"
 
 
-def adapt(tokens: Tokens, phi: Phi, support_loss: TaskLoss, inner: InnerStep) -> tuple[Tokens, Tokens]:
+def adapt(
+    tokens: Tokens, phi: Phi, support_loss: TaskLoss, inner: InnerStep
+) -> tuple[Tokens, Tokens]:
     """θ' = θ − α R^φ(∇θ L(θ, support)), repeated `steps` times (Eq 4–7).
 
     Args:
-        tokens: {name: (T, rows, d)}, one copy per task. Tasks do not interact, so the gradient of the
+        tokens: {name: (T, rows, d)}, one copy per task. Tasks do not interact, so the gradient of
+        the
             summed loss is every task's own gradient.
 
     Returns:
-        The adapted tokens, and the raw gradient of the first step; both are differentiable with respect
-        to θ and φ through every step if `second_order`, otherwise the gradient counts as a constant.
+        The adapted tokens, and the raw gradient of the first step; both are differentiable with
+        respect to θ and φ through every step if `second_order`, otherwise the gradient counts as a
+        constant.
     """
     first: Tokens = {}
     with twice_differentiable() if inner.second_order else nullcontext():
         for _ in range(inner.steps):
             loss = support_loss(tokens).sum()
-            gradients = torch.autograd.grad(loss, list(tokens.values()), create_graph=inner.second_order)
+            gradients = torch.autograd.grad(
+                loss, list(tokens.values()), create_graph=inner.second_order
+            )
             raw = dict(zip(tokens, gradients))
             step = regulate(phi, raw, inner.input_scale)
             tokens = {m: tokens[m] - inner.lr * step[m] for m in tokens}
@@ -73,7 +81,15 @@ class MetaGradient:
     raw: Tokens
 
 
-def meta_gradient(theta: Tokens, phi: Phi, tasks: int, support_loss: TaskLoss, query_logits: Callable[[Tokens], Tensor], query_labels: Tensor, inner: InnerStep) -> MetaGradient:
+def meta_gradient(
+    theta: Tokens,
+    phi: Phi,
+    tasks: int,
+    support_loss: TaskLoss,
+    query_logits: Callable[[Tokens], Tensor],
+    query_labels: Tensor,
+    inner: InnerStep,
+) -> MetaGradient:
     """∇θ and ∇φ of the mean over tasks of L(θ'_t, query_t), through θ' (Eq 8–10).
 
     Args:
@@ -88,7 +104,13 @@ def meta_gradient(theta: Tokens, phi: Phi, tasks: int, support_loss: TaskLoss, q
     found = torch.autograd.grad(losses.mean(), wanted, allow_unused=True)
     found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found)]
     hits = (logits.argmax(dim=-1) == query_labels).float().mean(dim=1)
-    return MetaGradient(dict(zip(theta, found[: len(theta)])), dict(zip(phi, found[len(theta) :])), losses.detach(), hits, raw)
+    return MetaGradient(
+        dict(zip(theta, found[: len(theta)])),
+        dict(zip(phi, found[len(theta) :])),
+        losses.detach(),
+        hits,
+        raw,
+    )
 
 
 def _cosine(a: Tokens, b: Tokens) -> Tensor:
@@ -99,18 +121,30 @@ def _cosine(a: Tokens, b: Tokens) -> Tensor:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How support and query agree at θ: (T,) query loss there, and the two normalised inner products of Fig 3b."""
+    """How support and query agree at θ: (T,) query loss there, and the two normalised inner
+    products of Fig 3b.
+    """
 
     start_loss: Tensor
     raw: Tensor  # ⟨∇support, ∇query⟩
     regulated: Tensor  # ⟨R^φ(∇support), ∇query⟩
 
 
-def agreement(theta: Tokens, phi: Phi, support_gradient: Tokens, query_loss: TaskLoss, input_scale: str) -> Agreement:
-    """Compares the support gradient at θ ({name: (T, rows, d)}) with the query's own gradient there."""
+def agreement(
+    theta: Tokens, phi: Phi, support_gradient: Tokens, query_loss: TaskLoss, input_scale: str
+) -> Agreement:
+    """Compares the support gradient at θ ({name: (T, rows, d)}) with the query's own gradient
+    there.
+    """
     tasks = next(iter(support_gradient.values())).shape[0]
-    copies = {m: v.detach().unsqueeze(0).repeat(tasks, 1, 1).requires_grad_() for m, v in theta.items()}
+    copies = {
+        m: v.detach().unsqueeze(0).repeat(tasks, 1, 1).requires_grad_() for m, v in theta.items()
+    }
     losses = query_loss(copies)
     query = dict(zip(copies, torch.autograd.grad(losses.sum(), list(copies.values()))))
     with torch.no_grad():
-        return Agreement(losses.detach(), _cosine(support_gradient, query), _cosine(regulate(phi, support_gradient, input_scale), query))
+        return Agreement(
+            losses.detach(),
+            _cosine(support_gradient, query),
+            _cosine(regulate(phi, support_gradient, input_scale), query),
+        )

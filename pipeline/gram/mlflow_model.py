@@ -14,9 +14,15 @@ class Model(mlflow.pyfunc.PythonModel):
     def load_context(self, context) -> None:
         self.classifier = Classifier(context.artifacts["start"], context.artifacts["backbone"])
 
-    def predict(self, context, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         params = params or {}
-        found = self.classifier.predict(list(model_input["picture"]), [str(name) for name in params.get("names", [])], params.get("template", "a photo of a {}."))
+        found = self.classifier.predict(
+            list(model_input["picture"]),
+            [str(name) for name in params.get("names", [])],
+            params.get("template", "a photo of a {}."),
+        )
         return pd.DataFrame(found, columns=["label", "probability"])
 
 

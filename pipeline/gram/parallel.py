@@ -1,4 +1,6 @@
-"""Data-parallel meta-training under `torchrun`: every process takes its share of each batch of tasks."""
+"""Data-parallel meta-training under `torchrun`: every process takes its share of each batch of
+tasks.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def join(device: torch.device) -> tuple[int, int]:
 
 
 def mean_over_processes(tensors: list[Tensor]) -> None:
-    """Replaces each tensor (all of one type) by its mean over all processes. With shares of equal size that is the whole batch's mean."""
+    """Replaces each tensor (all of one type) by its mean over all processes. With shares of
+    equal size that is the whole batch's mean.
+    """
     if not dist.is_initialized() or not tensors:
         return
     flat = torch.cat([t.detach().flatten() for t in tensors])

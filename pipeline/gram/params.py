@@ -20,7 +20,8 @@ class ZeroShot(Section):
     """Hand-written prompts, nothing tuned (an entry of `methods.zero_shot`)."""
 
     title: str  # its name in tables and plots
-    templates: Annotated[list[PromptTemplate], Field(min_length=1)] | None = None  # for every benchmark alike, their features averaged; null: each benchmark's own
+    # for every benchmark alike, their features averaged; null: each benchmark's own
+    templates: Annotated[list[PromptTemplate], Field(min_length=1)] | None = None
 
 
 class Method(Section):
@@ -30,15 +31,19 @@ class Method(Section):
     title: str  # its name in tables and plots
     depth: Count = 1  # blocks that get learned tokens; 1: at the towers' input only
     tokens: TokenCount | None = None  # instead of `context_tokens`
-    init: str | None = None  # words that the context starts from, or random; without: the first words of "a photo of a", beyond four tokens random
+    # words that the context starts from, or random; without: the first words of "a photo of a",
+    # beyond four tokens random
+    init: str | None = None
 
 
 class MetaMethod(Method):
     """A prompt method whose start is learned from episodes (an entry of `methods.meta`)."""
 
     episodes: str  # entry of `episodes:` that it learns from
-    algorithm: Literal["gram", "pretrain"] = "gram"  # Algorithm 1, or plain classification of the same pictures (Table 6, row 3)
-    regulator: Literal["affine", "identity"] = "affine"  # Eq 5–6, or plain gradients (Table 6, row 2)
+    # Algorithm 1, or plain classification of the same pictures (Table 6, row 3)
+    algorithm: Literal["gram", "pretrain"] = "gram"
+    # Eq 5–6, or plain gradients (Table 6, row 2)
+    regulator: Literal["affine", "identity"] = "affine"
     order: Literal["second", "first"] = "second"  # differentiate through the inner step, or not
     inner_lr_factor: Rate = 1.0  # times the common one: a sweep of `inner_lr` moves all methods
     outer_lr_factor: Rate = 1.0
@@ -48,7 +53,8 @@ class MetaMethod(Method):
 class Regulator(Section):
     """What the paper leaves open about R^φ; docs/choices.md has the measurements."""
 
-    input_scale: Literal["rms", "none"]  # bring the raw gradient to unit size before Eq 5 and back after Eq 6
+    # bring the raw gradient to unit size before Eq 5 and back after Eq 6
+    input_scale: Literal["rms", "none"]
     bias: Annotated[float, Field(ge=0)]  # initial b^γ; tanh(bias) is the first γ
     weight_std: Annotated[float, Field(ge=0)]  # standard deviation of the initial W^γ and W^β
     bias_per_token: bool  # b for every token of its own, or one for all tokens of a modality
@@ -61,9 +67,11 @@ class Outer(Section):
     weight_decay: Annotated[float, Field(ge=0)]  # AdamW's, on θ and φ
     schedule: Literal["constant", "cosine"]  # of both rates over `meta_steps`
     clip_norm: Rate  # largest norm of the meta-gradient of θ, and of φ
-    precision: Literal["fp32", "bf16"]  # of the forward passes (autocast); θ, φ and their steps are fp32
+    # of the forward passes (autocast); θ, φ and their steps are fp32
+    precision: Literal["fp32", "bf16"]
     recompute: bool  # keep blocks' inputs only and run them again backwards: less memory, more time
-    measure_every: Count  # meta-steps between looks at the loss before adaptation and at the gradients' agreement
+    # meta-steps between looks at the loss before adaptation and at the gradients' agreement
+    measure_every: Count
     checkpoint_every: Count  # meta-steps
 
 
@@ -87,12 +95,17 @@ class Methods(Tuned):
 
 
 class Study(Section):
-    """What `make study` repeats over seeds: methods beyond the main table, and who is compared with whom."""
+    """What `make study` repeats over seeds: methods beyond the main table, and who is compared
+    with whom.
+    """
 
-    seeds: Annotated[list[int], Field(min_length=2)]  # of initial tokens, episodes and the few-shot draw at once
+    # of initial tokens, episodes and the few-shot draw at once
+    seeds: Annotated[list[int], Field(min_length=2)]
     episodes: dict[str, Episodes]  # tasks, drawn anew for every seed
     labelled: dict[str, Labelled]
     methods: Tuned
-    benchmarks: Annotated[list[str], Field(min_length=1)]  # tuned on their base classes, judged on both halves
+    # tuned on their base classes, judged on both halves
+    benchmarks: Annotated[list[str], Field(min_length=1)]
     shots: Count
-    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]  # (method, the one it is compared with)
+    # (method, the one it is compared with)
+    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]

@@ -1,4 +1,6 @@
-"""The meta-training loop: Algorithm 1 over streamed episodes, with checkpoints that resume exactly."""
+"""The meta-training loop: Algorithm 1 over streamed episodes, with checkpoints that resume
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,23 @@ from pipeline.prompts.base import PromptMethod, Tokens
 from pipeline.stage import unwatched, workers
 
 AHEAD = 2  # batches that are read and decoded while one is used
-COLUMNS = ("step", "start_loss", "query_loss", "query_accuracy", "raw_rms", "raw_agreement", "regulated_agreement", "theta_norm", "phi_norm")
+COLUMNS = (
+    "step",
+    "start_loss",
+    "query_loss",
+    "query_accuracy",
+    "raw_rms",
+    "raw_agreement",
+    "regulated_agreement",
+    "theta_norm",
+    "phi_norm",
+)
 
 
 def batches(folder: Path, size: int, skip: int, pictures: bool = False) -> Iterator[list[Episode]]:
-    """Batches of episodes, pass after pass, from batch `skip` on. A pass's last incomplete batch is left out."""
+    """Batches of episodes, pass after pass, from batch `skip` on. A pass's last incomplete batch
+    is left out.
+    """
 
     def endless() -> Iterator[list[Episode]]:
         while True:
@@ -45,12 +59,22 @@ def batches(folder: Path, size: int, skip: int, pictures: bool = False) -> Itera
                     yield waiting
                     waiting, full = [], full + 1
             if not full:
-                raise InputError(f"{folder}: holds {len(waiting)} tasks, fewer than one batch of 'meta_batch' = {size}; raise 'tasks' of this entry of 'episodes'")
+                raise InputError(
+                    f"{folder}: holds {len(waiting)} tasks, fewer than one batch of 'meta_batch' "
+                    f"= {size}; raise 'tasks' of this entry of 'episodes'"
+                )
 
     return itertools.islice(endless(), skip, None)
 
 
-def save_checkpoint(path: Path, theta: Tokens, phi: Phi, optimiser: torch.optim.Optimizer, step: int, curve: list[dict]) -> None:
+def save_checkpoint(
+    path: Path,
+    theta: Tokens,
+    phi: Phi,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    curve: list[dict],
+) -> None:
     tensors = {f"theta/{k}": v for k, v in theta.items()} | {f"phi/{k}": v for k, v in phi.items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{k}": v for k, v in state.items()}
@@ -59,8 +83,12 @@ def save_checkpoint(path: Path, theta: Tokens, phi: Phi, optimiser: torch.optim.
         save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve)})
 
 
-def load_checkpoint(path: Path, theta: Tokens, phi: Phi, optimiser: torch.optim.Optimizer) -> tuple[int, list[dict]]:
-    """Fills θ, φ and the optimiser in place; returns the number of steps done and the curve so far."""
+def load_checkpoint(
+    path: Path, theta: Tokens, phi: Phi, optimiser: torch.optim.Optimizer
+) -> tuple[int, list[dict]]:
+    """Fills θ, φ and the optimiser in place; returns the number of steps done and the curve so
+    far.
+    """
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         state: dict[int, dict] = {}
@@ -82,9 +110,9 @@ class Batch:
     """The tasks of one meta-step, or a share of them, on the device.
 
     Attributes:
-        numbers: (T,) the tasks' numbers among the episodes.
-        classes: what the method prepared from the names.
-        support, query: (T, n, …) and (T, m, …) what the method saw of the pictures; labels (T, n), (T, m).
+        numbers: (T,) the tasks' numbers among the episodes. classes: what the method prepared from
+        the names. support, query: (T, n, …) and (T, m, …) what the method saw of the pictures;
+        labels (T, n), (T, m).
     """
 
     numbers: tuple[int, ...]
@@ -96,41 +124,79 @@ class Batch:
 
 
 def shown(method: PromptMethod, tasks: list[Episode], each: Callable = map) -> list[torch.Tensor]:
-    """The tasks' support and query on the CPU: cached features, or decoded pictures if the method needs them, by `each` (like map)."""
+    """The tasks' support and query on the CPU: cached features, or decoded pictures if the
+    method needs them, by `each` (like map).
+    """
 
     def stack(features, pictures) -> torch.Tensor:
         if not method.sees_pixels:
             return torch.from_numpy(np.stack([getattr(t, features) for t in tasks]))
-        return torch.stack([torch.stack(list(each(lambda p: method.backbone.test_view(open_picture(p)), getattr(t, pictures)))) for t in tasks])
+        return torch.stack(
+            [
+                torch.stack(
+                    list(
+                        each(
+                            lambda p: method.backbone.test_view(open_picture(p)),
+                            getattr(t, pictures),
+                        )
+                    )
+                )
+                for t in tasks
+            ]
+        )
 
     return [stack("support", "support_pictures"), stack("query", "query_pictures")]
 
 
-def load_batch(method: PromptMethod, tasks: list[Episode], pictures: list[torch.Tensor] | None = None) -> Batch:
+def load_batch(
+    method: PromptMethod, tasks: list[Episode], pictures: list[torch.Tensor] | None = None
+) -> Batch:
     """Episodes as one batch, with what `shown` made of their pictures.
 
-    Not for a second thread: `twice_differentiable` chooses the attention of the whole process, so that the
-    towers' results there would depend on what the first one does meanwhile.
+    Not for a second thread: `twice_differentiable` chooses the attention of the whole process, so
+    that the towers' results there would depend on what the first one does meanwhile.
     """
     device = method.backbone.device
     support, query = (method.look(part.to(device)) for part in pictures or shown(method, tasks))
-    labels = [torch.from_numpy(np.stack([getattr(t, part) for t in tasks])).to(device) for part in ("support_labels", "query_labels")]
-    return Batch(tuple(t.number for t in tasks), method.prepare([t.names for t in tasks]), support, labels[0], query, labels[1])
+    labels = [
+        torch.from_numpy(np.stack([getattr(t, part) for t in tasks])).to(device)
+        for part in ("support_labels", "query_labels")
+    ]
+    return Batch(
+        tuple(t.number for t in tasks),
+        method.prepare([t.names for t in tasks]),
+        support,
+        labels[0],
+        query,
+        labels[1],
+    )
 
 
-def read_ahead(method: PromptMethod, tasks: Iterator[list[Episode]], shares: Callable) -> Iterator[list[tuple[list[Episode], list[torch.Tensor]]]]:
-    """The shares of every batch with what is `shown` of them, read and decoded while an earlier batch is used.
+def read_ahead(
+    method: PromptMethod, tasks: Iterator[list[Episode]], shares: Callable
+) -> Iterator[list[tuple[list[Episode], list[torch.Tensor]]]]:
+    """The shares of every batch with what is `shown` of them, read and decoded while an earlier
+    batch is used.
 
     DECODE_THREADS (default: number of cores) decode pictures; one more reads.
     """
     with ThreadPoolExecutor(workers("DECODE_THREADS")) as decoders:
-        yield from ahead(([(share, shown(method, share, decoders.map)) for share in shares(batch)] for batch in tasks), AHEAD)
+        yield from ahead(
+            (
+                [(share, shown(method, share, decoders.map)) for share in shares(batch)]
+                for batch in tasks
+            ),
+            AHEAD,
+        )
 
 
 @contextmanager
 def forward_settings(device: torch.device, outer: Outer):
     """Precision and memory of the forward passes, as `outer` says."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=outer.precision == "bf16"), recomputed_activations(outer.recompute):
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=outer.precision == "bf16"),
+        recomputed_activations(outer.recompute),
+    ):
         yield
 
 
@@ -148,7 +214,15 @@ class Found:
     figures: dict[str, float]
 
 
-def meta_step(method: PromptMethod, theta: Tokens, phi: Phi, shares: list[Batch], inner: InnerStep, outer: Outer, measure: bool) -> Found:
+def meta_step(
+    method: PromptMethod,
+    theta: Tokens,
+    phi: Phi,
+    shares: list[Batch],
+    inner: InnerStep,
+    outer: Outer,
+    measure: bool,
+) -> Found:
     """The meta-gradient of one batch, share by share (equal sizes), and what there is to see.
 
     Raises InputError naming the tasks if a task's loss or a gradient is not finite.
@@ -158,55 +232,129 @@ def meta_step(method: PromptMethod, theta: Tokens, phi: Phi, shares: list[Batch]
     for batch in shares:
 
         def support_loss(tokens):
-            return cross_entropy(method.logits(tokens, batch.classes, batch.support), batch.support_labels)
+            return cross_entropy(
+                method.logits(tokens, batch.classes, batch.support), batch.support_labels
+            )
 
         def query_logits(tokens):
             return method.logits(tokens, batch.classes, batch.query)
 
         def everything(tokens):  # without an inner step, all pictures are there to learn from
-            return torch.cat([method.logits(tokens, batch.classes, batch.support), query_logits(tokens)], dim=1)
+            return torch.cat(
+                [method.logits(tokens, batch.classes, batch.support), query_logits(tokens)], dim=1
+            )
 
-        labels = batch.query_labels if inner.steps else torch.cat([batch.support_labels, batch.query_labels], dim=1)
+        labels = (
+            batch.query_labels
+            if inner.steps
+            else torch.cat([batch.support_labels, batch.query_labels], dim=1)
+        )
         with forward_settings(method.backbone.device, outer):
-            found = meta_gradient(theta, phi, len(batch.numbers), support_loss, query_logits if inner.steps else everything, labels, inner)
-            seen = agreement(theta, phi, found.raw, lambda t: cross_entropy(query_logits(t), batch.query_labels), inner.input_scale) if measure and inner.steps else None
+            found = meta_gradient(
+                theta,
+                phi,
+                len(batch.numbers),
+                support_loss,
+                query_logits if inner.steps else everything,
+                labels,
+                inner,
+            )
+            seen = (
+                agreement(
+                    theta,
+                    phi,
+                    found.raw,
+                    lambda t: cross_entropy(query_logits(t), batch.query_labels),
+                    inner.input_scale,
+                )
+                if measure and inner.steps
+                else None
+            )
         gradients = [*found.theta.values(), *found.phi.values()]
-        bad = [n for n, loss in zip(batch.numbers, found.query_loss.tolist()) if not math.isfinite(loss)]
+        bad = [
+            n
+            for n, loss in zip(batch.numbers, found.query_loss.tolist())
+            if not math.isfinite(loss)
+        ]
         if bad or not all(g.isfinite().all() for g in gradients):
-            raise InputError(f"loss or gradient is not finite (tasks {', '.join(map(str, bad or batch.numbers))}); lower 'inner_lr' or 'outer_lr', the last good checkpoint is kept")
+            raise InputError(
+                "loss or gradient is not finite (tasks "
+                f"{', '.join(map(str, bad or batch.numbers))}); lower 'inner_lr' or "
+                "'outer_lr', the last good checkpoint is kept"
+            )
         total = [a + b for a, b in zip(total, gradients)] if total else gradients
         parts = {"query_loss": found.query_loss, "query_accuracy": found.query_accuracy}
         if found.raw:
-            parts["raw_rms"] = torch.cat([g.flatten(1) for g in found.raw.values()], dim=1).square().mean(dim=1).sqrt()
+            parts["raw_rms"] = (
+                torch.cat([g.flatten(1) for g in found.raw.values()], dim=1)
+                .square()
+                .mean(dim=1)
+                .sqrt()
+            )
         if seen:
-            parts |= {"start_loss": seen.start_loss, "raw_agreement": seen.raw, "regulated_agreement": seen.regulated}
+            parts |= {
+                "start_loss": seen.start_loss,
+                "raw_agreement": seen.raw,
+                "regulated_agreement": seen.regulated,
+            }
         for name, values in parts.items():
             figures.setdefault(name, []).append(values.double().mean().item())
     total = [g / len(shares) for g in total]
-    means = torch.tensor([float(np.mean(v)) for v in figures.values()], dtype=torch.float64, device=method.backbone.device)
+    means = torch.tensor(
+        [float(np.mean(v)) for v in figures.values()],
+        dtype=torch.float64,
+        device=method.backbone.device,
+    )
     parallel.mean_over_processes(total)
     parallel.mean_over_processes([means])
     names = [*theta, *phi]
     by_name = dict(zip(names, total))
-    return Found({k: by_name[k] for k in theta}, {k: by_name[k] for k in phi}, dict(zip(figures, means.tolist())))
+    return Found(
+        {k: by_name[k] for k in theta},
+        {k: by_name[k] for k in phi},
+        dict(zip(figures, means.tolist())),
+    )
 
 
-def optimiser_of(theta: Tokens, phi: Phi, outer: Outer, outer_lr: float, regulator_lr: float) -> torch.optim.Optimizer:
-    groups = [{"params": list(part.values()), "lr": lr, "base_lr": lr} for part, lr in ((theta, outer_lr), (phi, regulator_lr)) if part]
+def optimiser_of(
+    theta: Tokens, phi: Phi, outer: Outer, outer_lr: float, regulator_lr: float
+) -> torch.optim.Optimizer:
+    groups = [
+        {"params": list(part.values()), "lr": lr, "base_lr": lr}
+        for part, lr in ((theta, outer_lr), (phi, regulator_lr))
+        if part
+    ]
     if outer.optimiser == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, weight_decay=outer.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=outer.weight_decay)
 
 
-def meta_train(method: PromptMethod, theta: Tokens, phi: Phi, episodes: Path, work: Path, *, inner: InnerStep, outer: Outer, outer_lr: float, regulator_lr: float, batch: int, steps: int, progress, watch: Callable = unwatched, at_once: int | None = None) -> list[dict]:
-    """Learns θ and φ in place (Algorithm 1): steps on the meta-gradients of batches of tasks (Eq 8–9).
+def meta_train(
+    method: PromptMethod,
+    theta: Tokens,
+    phi: Phi,
+    episodes: Path,
+    work: Path,
+    *,
+    inner: InnerStep,
+    outer: Outer,
+    outer_lr: float,
+    regulator_lr: float,
+    batch: int,
+    steps: int,
+    progress,
+    watch: Callable = unwatched,
+    at_once: int | None = None,
+) -> list[dict]:
+    """Learns θ and φ in place (Algorithm 1): steps on the meta-gradients of batches of tasks (Eq
+    8–9).
 
     Args:
-        theta, phi: leaves that require gradients; {} as φ is the identity regulator.
-        work: folder of the checkpoint; training goes on from one that is there.
-        batch: tasks of a meta-step, over all processes of `torchrun`.
-        watch: told of every meta-step's row, as `watch(step, **figures)`.
-        at_once: tasks in one forward pass; None: all for cached features, one where pictures go through
+        theta, phi: leaves that require gradients; {} as φ is the identity regulator. work: folder
+        of the checkpoint; training goes on from one that is there. batch: tasks of a meta-step,
+        over all processes of `torchrun`. watch: told of every meta-step's row, as `watch(step,
+        **figures)`. at_once: tasks in one forward pass; None: all for cached features, one where
+        pictures go through
             the tower. It changes memory and speed, not the result beyond rounding.
 
     Returns:
@@ -218,7 +366,10 @@ def meta_train(method: PromptMethod, theta: Tokens, phi: Phi, episodes: Path, wo
     rank, processes = parallel.join(method.backbone.device)
     at_once = at_once or (1 if method.sees_pixels else batch // processes)
     if batch % (processes * at_once):
-        raise InputError(f"'meta_batch' is {batch}, which {processes} processes with {at_once} tasks at once cannot share evenly; choose a multiple of {processes * at_once}")
+        raise InputError(
+            f"'meta_batch' is {batch}, which {processes} processes with {at_once} tasks at once "
+            f"cannot share evenly; choose a multiple of {processes * at_once}"
+        )
     optimiser = optimiser_of(theta, phi, outer, outer_lr, regulator_lr)
     checkpoint, done, curve = work / "checkpoint.safetensors", 0, []
     if checkpoint.exists():
@@ -235,14 +386,20 @@ def meta_train(method: PromptMethod, theta: Tokens, phi: Phi, episodes: Path, wo
     for step, read in zip(bar, coming):
         loaded = [load_batch(method, *share) for share in read]
         try:
-            found = meta_step(method, theta, phi, loaded, inner, outer, step % outer.measure_every == 0)
+            found = meta_step(
+                method, theta, phi, loaded, inner, outer, step % outer.measure_every == 0
+            )
         except InputError as error:
             raise InputError(f"{episodes}: at meta-step {step}, {error}") from None
         norms = []
         for leaves, gradients in ((theta, found.theta), (phi, found.phi)):
             for name, leaf in leaves.items():
                 leaf.grad = gradients[name]
-            norms.append(torch.nn.utils.clip_grad_norm_(leaves.values(), outer.clip_norm).item() if leaves else 0.0)
+            norms.append(
+                torch.nn.utils.clip_grad_norm_(leaves.values(), outer.clip_norm).item()
+                if leaves
+                else 0.0
+            )
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * schedule(step, steps, outer.schedule)
         optimiser.step()

@@ -26,8 +26,23 @@ TRIAL = {
 }
 
 
-def tune_and_judge(backbone: Backbone, start: Start, seed: int, folder: Path, work: Path, *, benchmarks: dict[str, Benchmark], sources: list[str], shots: int, draws: list[int], tuning: Tuning, progress, watch: Callable) -> str:
-    """Writes the start and, for every source, <source>.parquet and <source>.csv (accuracy after every epoch) to `work`.
+def tune_and_judge(
+    backbone: Backbone,
+    start: Start,
+    seed: int,
+    folder: Path,
+    work: Path,
+    *,
+    benchmarks: dict[str, Benchmark],
+    sources: list[str],
+    shots: int,
+    draws: list[int],
+    tuning: Tuning,
+    progress,
+    watch: Callable,
+) -> str:
+    """Writes the start and, for every source, <source>.parquet and <source>.csv (accuracy after
+    every epoch) to `work`.
 
     Args:
         seed: of the run; the few-shot draw is `draws[seed − 1]`, in turn.
@@ -43,7 +58,27 @@ def tune_and_judge(backbone: Backbone, start: Start, seed: int, folder: Path, wo
     for name in progress(sources, "benchmarks"):
         method = method_of(start.about, backbone, benchmarks[name].template)
         found = few_shots(folder / name, method, "base", shots, draw)
-        tuned = tune(method, start.theta, start.phi, start.input_scale, found.names, found.views, found.labels, tuning.of(start.prompt), draw, lambda epoch, loss: watch(epoch, **{f"loss/{name}": loss}))
-        states = {(shots, seed, epoch): tokens for epoch, tokens in enumerate([start.theta, *tuned])}
-        save_judged(judge_source(name, settings, {"base": states, "all": {}}, lambda _: method, folder), work, name)
-    return f"{in_words(headline(read_verdicts(work, sources), {}))}, average of {len(sources)} benchmarks"
+        tuned = tune(
+            method,
+            start.theta,
+            start.phi,
+            start.input_scale,
+            found.names,
+            found.views,
+            found.labels,
+            tuning.of(start.prompt),
+            draw,
+            lambda epoch, loss: watch(epoch, **{f"loss/{name}": loss}),
+        )
+        states = {
+            (shots, seed, epoch): tokens for epoch, tokens in enumerate([start.theta, *tuned])
+        }
+        save_judged(
+            judge_source(name, settings, {"base": states, "all": {}}, lambda _: method, folder),
+            work,
+            name,
+        )
+    return (
+        f"{in_words(headline(read_verdicts(work, sources), {}))}, average of {len(sources)} "
+        "benchmarks"
+    )

@@ -16,19 +16,32 @@ from pipeline.stage import unwatched
 
 
 def learning_rate(epoch: int, epochs: int, settings: Tuning) -> float:
-    """The protocol's rate of an epoch (from 0): constant in the first, then a cosine over `epochs`."""
+    """The protocol's rate of an epoch (from 0): constant in the first, then a cosine over
+    `epochs`.
+    """
     if epoch == 0:
         return settings.warmup_lr
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
-def tune(method: PromptMethod, start: Tokens, phi: Phi, input_scale: str, names: Sequence[str], views: Sequence, labels: np.ndarray, settings: Tuning, seed: int, watch: Callable = unwatched) -> list[Tokens]:
+def tune(
+    method: PromptMethod,
+    start: Tokens,
+    phi: Phi,
+    input_scale: str,
+    names: Sequence[str],
+    views: Sequence,
+    labels: np.ndarray,
+    settings: Tuning,
+    seed: int,
+    watch: Callable = unwatched,
+) -> list[Tokens]:
     """SGD with momentum on the few shots.
 
     Args:
-        start: {name: (rows, d)}; phi: {} for plain gradients.
-        views: for each epoch what `[rows]` makes (n, e) features or (n, 3, h, w) pixels of; labels: (n,) among `names`.
-        watch: told of every epoch's mean loss, as `watch(epoch, loss=…)`.
+        start: {name: (rows, d)}; phi: {} for plain gradients. views: for each epoch what `[rows]`
+        makes (n, e) features or (n, 3, h, w) pixels of; labels: (n,) among `names`. watch: told of
+        every epoch's mean loss, as `watch(epoch, loss=…)`.
 
     Returns:
         The tokens after every epoch, on the CPU.
@@ -36,7 +49,12 @@ def tune(method: PromptMethod, start: Tokens, phi: Phi, input_scale: str, names:
     device = method.backbone.device
     classes = method.prepare([list(names)])
     tokens = {m: v.clone().unsqueeze(0).requires_grad_() for m, v in start.items()}
-    optimiser = torch.optim.SGD(tokens.values(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.SGD(
+        tokens.values(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
     order = np.random.default_rng(seed)
     batch = min(settings.batch, len(labels))
     kept = []

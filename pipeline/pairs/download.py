@@ -40,22 +40,62 @@ def _absolute(url: str, base: str | None) -> str | None:
     return None
 
 
-def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, distributor: str, processes: int, threads: int, shards: int, finish: Callable[[str], None], progress) -> None:
-    """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all links fail. `finish` gets the name of every finished shard."""
+def _run_img2dataset(
+    links: Path,
+    raw: Path,
+    settings: Download,
+    allowed: str,
+    distributor: str,
+    processes: int,
+    threads: int,
+    shards: int,
+    finish: Callable[[str], None],
+    progress,
+) -> None:
+    """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all
+    links fail. `finish` gets the name of every finished shard.
+    """
     options = {
-        "url_list": links, "input_format": "parquet", "url_col": "url", "caption_col": "caption",
-        "save_additional_columns": '["pair_key"]', "output_folder": raw, "output_format": "webdataset",
-        "number_sample_per_shard": settings.shard_rows, "image_size": settings.image_size,
-        "resize_mode": "keep_ratio", "resize_only_if_bigger": True, "skip_reencode": True, "extract_exif": False,
-        "timeout": settings.timeout, "retries": settings.retries, "processes_count": processes, "thread_count": threads,
-        "user_agent_token": "img2dataset",  # pages that refuse it by name are left alone, like those that refuse all
-        "enable_wandb": False, "incremental_mode": "incremental", "distributor": distributor,
+        "url_list": links,
+        "input_format": "parquet",
+        "url_col": "url",
+        "caption_col": "caption",
+        "save_additional_columns": '["pair_key"]',
+        "output_folder": raw,
+        "output_format": "webdataset",
+        "number_sample_per_shard": settings.shard_rows,
+        "image_size": settings.image_size,
+        "resize_mode": "keep_ratio",
+        "resize_only_if_bigger": True,
+        "skip_reencode": True,
+        "extract_exif": False,
+        "timeout": settings.timeout,
+        "retries": settings.retries,
+        "processes_count": processes,
+        "thread_count": threads,
+        # pages that refuse it by name are left alone, like those that refuse all
+        "user_agent_token": "img2dataset",
+        "enable_wandb": False,
+        "incremental_mode": "incremental",
+        "distributor": distributor,
     }
-    command = [sys.executable, "-m", "pipeline.pairs.fetch", *(f"--{k}={v}" for k, v in options.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.pairs.fetch",
+        *(f"--{k}={v}" for k, v in options.items()),
+    ]
     log = raw.parent / "img2dataset.log"
     done: set[str] = set()
     with open(log, "ab") as output:
-        child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=ROOT, env=os.environ | {ALLOWED: allowed})
+        child = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd=ROOT,
+            env=os.environ | {ALLOWED: allowed},
+        )
         try:
             with progress(None, "downloading shards", total=shards) as bar:
                 while True:
@@ -64,7 +104,10 @@ def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, d
                     except subprocess.TimeoutExpired:
                         pass
                     ended = child.returncode is not None
-                    for name in sorted({p.name.removesuffix("_stats.json") for p in raw.glob("*_stats.json")} - done):
+                    for name in sorted(
+                        {p.name.removesuffix("_stats.json") for p in raw.glob("*_stats.json")}
+                        - done
+                    ):
                         finish(name)
                         done.add(name)
                         bar.update()
@@ -76,21 +119,38 @@ def _run_img2dataset(links: Path, raw: Path, settings: Download, allowed: str, d
                 child.wait()
     if child.returncode != 0 or len(done) != shards:
         tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-        raise InputError(f"img2dataset ended with exit code {child.returncode} after {len(done)} of {shards} shards ({tail}); run the stage again: finished shards are kept")
+        raise InputError(
+            f"img2dataset ended with exit code {child.returncode} after {len(done)} of {shards} "
+            f"shards ({tail}); run the stage again: finished shards are kept"
+        )
 
 
 def _normalise(shard: Path, out: Path) -> None:
-    """img2dataset's shard (rows as they came in, with today's date) → one sorted by key, without dates."""
+    """img2dataset's shard (rows as they came in, with today's date) → one sorted by key, without
+    dates.
+    """
     if not shard.exists():
         return  # done before an interruption
-    keys = dict(zip(*(pq.read_table(shard.with_suffix(".parquet"), columns=["key", "pair_key"]).column(c).to_pylist() for c in ("key", "pair_key"))))
+    keys = dict(
+        zip(
+            *(
+                pq.read_table(shard.with_suffix(".parquet"), columns=["key", "pair_key"])
+                .column(c)
+                .to_pylist()
+                for c in ("key", "pair_key")
+            )
+        )
+    )
     with tarfile.open(shard) as raw:
         members = {}
         for member in raw.getmembers():
             stem, _, kind = member.name.partition(".")
             if kind in ("jpg", "txt") and stem in keys:
                 members[f"{keys[stem]}.{kind}"] = member
-        with replacing(out) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as clean:
+        with (
+            replacing(out) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as clean,
+        ):
             for name in sorted(members):
                 content = raw.extractfile(members[name]).read()
                 entry = tarfile.TarInfo(name)
@@ -103,19 +163,33 @@ def _known(earlier: Path, captions: pa.Table) -> pa.Table:
     """What became of the links in a finished download of these captions."""
     known = read_table(earlier / "fetched.parquet", FETCHED)
     if known["key"] != captions["key"]:
-        raise InputError(f"{earlier}: was fetched for other captions; run `dvc repro download` instead of asking its failed links again")
+        raise InputError(
+            f"{earlier}: was fetched for other captions; run `dvc repro download` instead of "
+            "asking its failed links again"
+        )
     if "failed_to_download" not in known["status"].to_pylist():
         raise InputError(f"{earlier}: no link failed; there is nothing to ask again")
     return known
 
 
-def download(captions: Path, site: Path | None, work: Path, settings: Download, processes: int, threads: int, progress, earlier: Path | None = None) -> dict:
-    """Fetches every caption's picture into `work`: NNNNN.tar (`<key>.jpg`, `<key>.txt`) and fetched.parquet.
+def download(
+    captions: Path,
+    site: Path | None,
+    work: Path,
+    settings: Download,
+    processes: int,
+    threads: int,
+    progress,
+    earlier: Path | None = None,
+) -> dict:
+    """Fetches every caption's picture into `work`: NNNNN.tar (`<key>.jpg`, `<key>.txt`) and
+    fetched.parquet.
 
     Args:
-        site: folder or zip that relative URLs point into, served over loopback meanwhile, so that this machine fetches all.
-        work: may hold the finished shards of an interrupted run; they are not fetched again.
-        earlier: a finished download of these captions. Only its failed links are asked, and `work` gets its shards as they are, before the new ones.
+        site: folder or zip that relative URLs point into, served over loopback meanwhile, so that
+        this machine fetches all. work: may hold the finished shards of an interrupted run; they are
+        not fetched again. earlier: a finished download of these captions. Only its failed links are
+        asked, and `work` gets its shards as they are, before the new ones.
 
     Returns:
         Counts by status and the commonest errors.
@@ -136,23 +210,50 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
     with serve(site) if site else nullcontext(None) as base:
         urls = [_absolute(u, base) for u in table["url"].to_pylist()]
         if not any(urls):
-            raise InputError(f"{captions}: holds no http(s) URL, and no relative one with 'source.pictures' set; there is nothing to download")
+            raise InputError(
+                f"{captions}: holds no http(s) URL, and no relative one with 'source.pictures' "
+                "set; there is nothing to download"
+            )
         table = table.append_column("asked", pa.array(urls, pa.string()))
-        links = table.filter(pc.is_valid(table["asked"])).select(["asked", "caption", "key"]).rename_columns(["url", "caption", "pair_key"])
+        links = (
+            table.filter(pc.is_valid(table["asked"]))
+            .select(["asked", "caption", "key"])
+            .rename_columns(["url", "caption", "pair_key"])
+        )
         pq.write_table(links, work / "links.parquet")
         shards = -(-len(links) // settings.shard_rows)
-        # A folder or zip of one's own comes over loopback; nothing else there may be asked, unless the parameter says so.
+        # A folder or zip of one's own comes over loopback; nothing else there may be asked, unless
+        # the parameter says so.
         allowed = "*" if settings.private_addresses else urlsplit(base).netloc if base else ""
         _run_img2dataset(
-            (work / "links.parquet").absolute(), raw.absolute(), settings, allowed, distributor, processes, threads, shards,
-            lambda name: _normalise(raw / f"{name}.tar", work / f"{first + int(name):05d}.tar"), progress,
+            (work / "links.parquet").absolute(),
+            raw.absolute(),
+            settings,
+            allowed,
+            distributor,
+            processes,
+            threads,
+            shards,
+            lambda name: _normalise(raw / f"{name}.tar", work / f"{first + int(name):05d}.tar"),
+            progress,
         )
 
     parts = sorted(raw.glob("*.parquet"))
-    fetched = pa.concat_tables([pq.read_table(p, columns=["pair_key", "status", "error_message"]) for p in parts])
+    fetched = pa.concat_tables(
+        [pq.read_table(p, columns=["pair_key", "status", "error_message"]) for p in parts]
+    )
     fetched = fetched.rename_columns(FETCHED.names).cast(FETCHED)
     refused = table.filter(pc.is_null(table["asked"]))["key"]
-    fetched = pa.concat_tables([known, fetched, pa.table([refused, ["failed_to_download"] * len(refused), [REFUSED] * len(refused)], schema=FETCHED)])
+    fetched = pa.concat_tables(
+        [
+            known,
+            fetched,
+            pa.table(
+                [refused, ["failed_to_download"] * len(refused), [REFUSED] * len(refused)],
+                schema=FETCHED,
+            ),
+        ]
+    )
     write_table(fetched.sort_by("key"), work / "fetched.parquet", FETCHED)
 
     statuses = Counter(fetched["status"].to_pylist())
@@ -162,11 +263,19 @@ def download(captions: Path, site: Path | None, work: Path, settings: Download, 
         reasons = "; ".join(f"{count}× {error}" for error, count in errors)
         for path in raw.glob("*_stats.json"):
             path.unlink()  # so that the next run asks again instead of keeping the failures
-        raise InputError(f"only {success:.1%} of {len(fetched)} links gave a picture (at least {settings.min_success:.0%} wanted by 'download.min_success'): {reasons}. Is the server up? Run again, or lower the parameter")
+        raise InputError(
+            f"only {success:.1%} of {len(fetched)} links gave a picture (at least "
+            f"{settings.min_success:.0%} wanted by 'download.min_success'): {reasons}. Is "
+            "the server up? Run again, or lower the parameter"
+        )
     for path in [*raw.iterdir(), work / "links.parquet", work / "img2dataset.log"]:
         path.unlink() if path.is_file() else None
     raw.rmdir()
     for path in shard_paths(earlier, ".tar") if earlier else []:
         if not (work / path.name).exists():
             os.link(path, work / path.name)
-    return {"links": len(fetched), "shards": first + len(parts), **{s: statuses[s] for s in ("success", "failed_to_download", "failed_to_resize")}}
+    return {
+        "links": len(fetched),
+        "shards": first + len(parts),
+        **{s: statuses[s] for s in ("success", "failed_to_download", "failed_to_resize")},
+    }

@@ -1,4 +1,6 @@
-"""Serves a folder (tars in it included) or zip of pictures over loopback HTTP, so that local pictures travel the road of web pictures."""
+"""Serves a folder (tars in it included) or zip of pictures over loopback HTTP, so that local
+pictures travel the road of web pictures.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from pipeline.pairs.tars import read_at, tar_files
 
 
 def _tar_opener() -> Callable[[Path, str], bytes | None]:
-    """(tar, member) → content, or None if the tar has no such file. Nothing is unpacked, so a member's name leads nowhere."""
+    """(tar, member) → content, or None if the tar has no such file. Nothing is unpacked, so a
+    member's name leads nowhere.
+    """
     tars: dict[Path, dict[str, tuple[int, int]]] = {}
     lock = threading.Lock()
 
@@ -49,7 +53,9 @@ def _opener(root: Path) -> Callable[[str], bytes | None]:
 
         return from_folder
     if not zipfile.is_zipfile(root):
-        raise InputError(f"{root}: neither a folder nor a complete zip file; 'source.pictures' must name one")
+        raise InputError(
+            f"{root}: neither a folder nor a complete zip file; 'source.pictures' must name one"
+        )
     archive, lock = zipfile.ZipFile(root), threading.Lock()
     names = set(archive.namelist())
 
@@ -62,7 +68,9 @@ def _opener(root: Path) -> Callable[[str], bytes | None]:
 
 @contextmanager
 def serve(root: Path | str) -> Iterator[str]:
-    """Yields the base URL (`http://127.0.0.1:PORT/`) while the site is up; the port is free by choice of the system."""
+    """Yields the base URL (`http://127.0.0.1:PORT/`) while the site is up; the port is free by
+    choice of the system.
+    """
     open_file = _opener(Path(root))
 
     class Handler(BaseHTTPRequestHandler):
@@ -78,7 +86,8 @@ def serve(root: Path | str) -> Iterator[str]:
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
-        request_queue_size = 1024  # the default of 5 resets connections as soon as a downloader hurries
+        # the default of 5 resets connections as soon as a downloader hurries
+        request_queue_size = 1024
 
         def handle_error(self, *_: object) -> None:
             """A client that goes away is the client's affair: its own log says why."""

@@ -19,7 +19,8 @@ class Download(Section):
     shard_rows: Annotated[int, Field(ge=2)]  # links per shard
     timeout: Count  # seconds per request
     retries: Annotated[int, Field(ge=0)]
-    private_addresses: bool  # ask hosts on loopback and private networks too; no, where strangers wrote the links
+    # ask hosts on loopback and private networks too; no, where strangers wrote the links
+    private_addresses: bool
     min_success: Share  # below this share of fetched pictures the stage fails
 
 
@@ -28,19 +29,28 @@ class Filter(Section):
 
     min_words: Annotated[int, Field(ge=0)]
     min_characters: Annotated[int, Field(ge=0)]
-    max_characters: Count  # CLIP reads 77 tokens, a few hundred characters; what is much longer is a page's text
+    # CLIP reads 77 tokens, a few hundred characters; what is much longer is a page's text
+    max_characters: Count
     min_side: Annotated[int, Field(ge=0)]  # pixels
     max_aspect: Annotated[float, Field(ge=1)]  # longer side / shorter side
-    duplicate_similarity: Annotated[float, Field(gt=0, le=1.01)]  # cosine of image features; above 1: off
+    # cosine of image features; above 1: off
+    duplicate_similarity: Annotated[float, Field(gt=0, le=1.01)]
     exact_up_to: Count  # pairs: beyond, copies are searched in cells …
-    recall: Annotated[float, Field(gt=0, le=1)]  # … as many as find this share of a picture's nearest ones
-    score: Literal["cosine", "csls"]  # plain CLIP similarity, or corrected for hubs by its neighbourhood
+    # … as many as find this share of a picture's nearest ones
+    recall: Annotated[float, Field(gt=0, le=1)]
+    # plain CLIP similarity, or corrected for hubs by its neighbourhood
+    score: Literal["cosine", "csls"]
     neighbours: Count  # how many neighbours make the neighbourhood of `csls`, and measure `recall`
     select: Literal["threshold", "quantile", "mixture"]
-    threshold: float  # `threshold`: the least score; `quantile`: the share of pairs to drop; `mixture`: the probability of a mismatch from which to drop
+    # `threshold`: the least score; `quantile`: the share of pairs to drop; `mixture`: the
+    # probability of a mismatch from which to drop
+    threshold: float
 
     @model_validator(mode="after")
     def _threshold_is_a_share(self) -> Filter:
         if self.select != "threshold" and not 0 < self.threshold < 1:
-            raise ValueError(f"with 'select: {self.select}', 'threshold' is a share between 0 and 1, but it is {self.threshold}")
+            raise ValueError(
+                f"with 'select: {self.select}', 'threshold' is a share between 0 and 1, but it is "
+                f"{self.threshold}"
+            )
         return self

@@ -28,7 +28,8 @@ class Located:
     """Where pictures lie in the shards, so that each can be read by itself, from any thread.
 
     Attributes:
-        paths: the tar files. file: (n,) which of them holds each picture. offset, size: (n,) where in it, in bytes.
+        paths: the tar files. file: (n,) which of them holds each picture. offset, size: (n,) where
+        in it, in bytes.
     """
 
     paths: Sequence[Path]
@@ -42,7 +43,9 @@ class Located:
         return [read_at(self.paths[file], offset, size) for file, offset, size in places]
 
 
-def locate_pictures(folder: Path, keys: Sequence[str], shards: Sequence[str | None], rows: np.ndarray, progress) -> Located:
+def locate_pictures(
+    folder: Path, keys: Sequence[str], shards: Sequence[str | None], rows: np.ndarray, progress
+) -> Located:
     """Finds some of n pictures by the headers of the tar files alone.
 
     Args:
@@ -55,7 +58,10 @@ def locate_pictures(folder: Path, keys: Sequence[str], shards: Sequence[str | No
     wanted: dict[str, dict[str, int]] = {}
     for row in rows.tolist():
         if shards[row] is None:
-            raise InputError(f"{folder}: the index names no file for picture '{keys[row]}'; run `dvc repro` so that all files come from one run")
+            raise InputError(
+                f"{folder}: the index names no file for picture '{keys[row]}'; run `dvc repro` so "
+                "that all files come from one run"
+            )
         wanted.setdefault(shards[row], {})[f"{keys[row]}.jpg"] = row
     names = sorted(wanted)
     file, offset, size = (np.full(len(keys), -1, kind) for kind in (np.int32, np.int64, np.int64))
@@ -68,7 +74,10 @@ def locate_pictures(folder: Path, keys: Sequence[str], shards: Sequence[str | No
         except FileNotFoundError:
             raise InputError(f"{path}: missing; run `dvc repro` again") from None
         if missing:
-            raise InputError(f"{path}: holds no picture '{next(iter(missing))}', which the index names; delete the folder and run `dvc repro` again")
+            raise InputError(
+                f"{path}: holds no picture '{next(iter(missing))}', which the index names; delete "
+                "the folder and run `dvc repro` again"
+            )
     return Located([folder / name for name in names], file, offset, size)
 
 
@@ -81,7 +90,8 @@ def read_features(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def read_image_features(folder: Path, keys: pl.Series) -> np.ndarray:
-    """(n, e) image features of the pairs `keys`, float16 as they are stored; beside them, one shard at a time is in memory.
+    """(n, e) image features of the pairs `keys`, float16 as they are stored; beside them, one shard
+    at a time is in memory.
 
     Raises InputError if a pair has none.
     """
@@ -91,9 +101,14 @@ def read_image_features(folder: Path, keys: pl.Series) -> np.ndarray:
     place = pl.DataFrame({"key": keys, "row": np.arange(len(keys))})
     for path in paths:
         table = read_table(path, features_schema(dim), ["key", "image"])
-        here = pl.DataFrame({"key": pl.from_arrow(table["key"]), "at": np.arange(len(table))}).join(place, on="key")
+        here = pl.DataFrame({"key": pl.from_arrow(table["key"]), "at": np.arange(len(table))}).join(
+            place, on="key"
+        )
         found[here["row"].to_numpy()] = from_vectors(table["image"])[here["at"].to_numpy()]
         missing[here["row"].to_numpy()] = False
     if missing.any():
-        raise InputError(f"{folder}: holds no features of pair '{keys[int(missing.argmax())]}'; run `dvc repro` so that all files come from one run")
+        raise InputError(
+            f"{folder}: holds no features of pair '{keys[int(missing.argmax())]}'; run `dvc "
+            "repro` so that all files come from one run"
+        )
     return found

@@ -11,14 +11,34 @@ CAPTIONS = pa.schema([("key", pa.string()), ("caption", pa.string()), ("url", pa
 # Beside every shard of pictures: what became of each of its links.
 FETCHED = pa.schema([("key", pa.string()), ("status", pa.string()), ("error", pa.string())])
 
-# status: success, or where it failed: failed_to_download, failed_to_resize (not a picture), broken (cut off).
-PAIRS = pa.schema([
-    ("key", pa.string()), ("caption", pa.string()), ("status", pa.string()), ("error", pa.string()), ("shard", pa.string()),
-    ("width", pa.int32()), ("height", pa.int32()), ("bytes", pa.int32()), ("sha256", pa.string()),
-])
+# status: success, or where it failed: failed_to_download, failed_to_resize (not a picture), broken
+# (cut off).
+PAIRS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("caption", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("shard", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
 
-KEPT = pa.schema([("key", pa.string()), ("caption", pa.string()), ("score", pa.float32()), ("kept", pa.bool_()), ("reason", pa.string())])
+KEPT = pa.schema(
+    [
+        ("key", pa.string()),
+        ("caption", pa.string()),
+        ("score", pa.float32()),
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
 
 
 def features_schema(dim: int) -> pa.Schema:
-    return pa.schema([("key", pa.string()), ("image", vector_type(dim)), ("text", vector_type(dim))])
+    return pa.schema(
+        [("key", pa.string()), ("image", vector_type(dim)), ("text", vector_type(dim))]
+    )

@@ -11,7 +11,9 @@ from pipeline.errors import InputError
 
 
 def read_at(path: Path, offset: int, size: int) -> bytes:
-    """A member's content by its place in the archive, from any thread. Raises InputError naming an archive that ends before."""
+    """A member's content by its place in the archive, from any thread. Raises InputError naming
+    an archive that ends before.
+    """
     with open(path, "rb") as tar:
         tar.seek(offset)
         content = tar.read(size)
@@ -21,15 +23,19 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
 
 
 def _not_complete(path: Path, why: object) -> InputError:
-    return InputError(f"{path}: not a complete tar file ({why}); delete it, then obtain it again or run `dvc repro`")
+    return InputError(
+        f"{path}: not a complete tar file ({why}); delete it, then obtain it again or run `dvc "
+        "repro`"
+    )
 
 
 def tar_files(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """(member, its content to be read) of every file in an uncompressed archive, in the archive's order.
+    """(member, its content to be read) of every file in an uncompressed archive, in the archive's
+    order.
 
     Raises InputError naming the archive if it ends within a file or before the block of zeros that
-    closes it. tarfile itself takes an end between two blocks, and damage behind the first file, for the
-    end of the archive.
+    closes it. tarfile itself takes an end between two blocks, and damage behind the first file, for
+    the end of the archive.
     """
     try:
         with tarfile.open(path, "r:") as tar:

@@ -13,16 +13,17 @@ from pipeline.clip.text import TEXTS_AT_ONCE, Pieces
 from pipeline.clip.vision import require_tokens
 from pipeline.errors import InputError
 
-# What a method learns, by name: {"text": (T, rows, d), "image": (T, rows, d')}, with one set for each of T
-# tasks. Rows are tokens, or the rows of a weight matrix; R^φ treats each row like a column of the paper's g.
+# What a method learns, by name: {"text": (T, rows, d), "image": (T, rows, d')}, with one set for
+# each of T tasks. Rows are tokens, or the rows of a weight matrix; R^φ treats each row like a
+# column of the paper's g.
 Tokens = dict[str, Tensor]
 
 
 class PromptMethod(ABC):
     """One way of putting learned tokens into a frozen CLIP.
 
-    Everything is batched over T tasks: the same call serves a batch of meta-training tasks (each with
-    its own adapted tokens) and one dataset (T = 1).
+    Everything is batched over T tasks: the same call serves a batch of meta-training tasks (each
+    with its own adapted tokens) and one dataset (T = 1).
 
     Attributes:
         sees_pixels: the method needs pictures; others work on cached image features.
@@ -31,7 +32,9 @@ class PromptMethod(ABC):
 
     sees_pixels = False
 
-    def __init__(self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1) -> None:
+    def __init__(
+        self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1
+    ) -> None:
         """`template` is the benchmark's hand-written prompt, where the text side is fixed."""
         self.backbone, self.template, self.depth = backbone, template, depth
 
@@ -40,7 +43,8 @@ class PromptMethod(ABC):
         """The start without the task dimension: {name: (rows, d)}; {} if nothing is learned.
 
         Args:
-            count: M, context tokens in all. words: text whose tokens the context starts from, or None.
+            count: M, context tokens in all. words: text whose tokens the context starts from, or
+            None.
         """
 
     @abstractmethod
@@ -65,7 +69,9 @@ class PromptMethod(ABC):
 
     def scores(self, tokens: Tokens, head: Any, seen: Tensor) -> Tensor:
         """Eq 1 with the backbone's own logit scale: pictures that `look` saw → (T, n, K) logits."""
-        return self.backbone.logit_scale * self.image_features(tokens, seen) @ head.transpose(-1, -2)
+        return (
+            self.backbone.logit_scale * self.image_features(tokens, seen) @ head.transpose(-1, -2)
+        )
 
     def logits(self, tokens: Tokens, classes: Any, seen: Tensor) -> Tensor:
         """(T, n, K) logits of pictures that `look` saw, for classes from `prepare`."""
@@ -77,9 +83,15 @@ def random_rows(rows: int, width: int, generator: torch.Generator, device: torch
     return (torch.randn(rows, width, generator=generator) * 0.02).to(device)
 
 
-def linear_rows(outputs: int, inputs: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(outputs, inputs + 1): weights and, as the last column, bias, each uniform within ±1/√inputs (torch's Linear)."""
-    return ((torch.rand(outputs, inputs + 1, generator=generator) * 2 - 1) * inputs**-0.5).to(device)
+def linear_rows(
+    outputs: int, inputs: int, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """(outputs, inputs + 1): weights and, as the last column, bias, each uniform within
+    ±1/√inputs (torch's Linear).
+    """
+    return ((torch.rand(outputs, inputs + 1, generator=generator) * 2 - 1) * inputs**-0.5).to(
+        device
+    )
 
 
 def linear(x: Tensor, rows: Tensor) -> Tensor:
@@ -88,7 +100,9 @@ def linear(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def repeated(per_task: Tensor, times: int) -> Tensor:
-    """(T, …) → (T · times, …): one copy of each task's tokens for each of its classes or pictures."""
+    """(T, …) → (T · times, …): one copy of each task's tokens for each of its classes or
+    pictures.
+    """
     return per_task.unsqueeze(1).expand(-1, times, *per_task.shape[1:]).flatten(0, 1)
 
 
@@ -96,10 +110,14 @@ FOUR_WORDS = "a photo of a"
 RANDOM = "random"
 
 
-def words_or_random(backbone: Backbone, count: int, generator: torch.Generator, words: str | None) -> Tensor:
-    """(M, d) context tokens: the embeddings of `words`, or the first M of "a photo of a"; of more tokens, N(0, 0.02²).
+def words_or_random(
+    backbone: Backbone, count: int, generator: torch.Generator, words: str | None
+) -> Tensor:
+    """(M, d) context tokens: the embeddings of `words`, or the first M of "a photo of a"; of more
+    tokens, N(0, 0.02²).
 
-    The words "random" ask for N(0, 0.02²). Raises InputError if `words` are given and are not M tokens.
+    The words "random" ask for N(0, 0.02²). Raises InputError if `words` are given and are not M
+    tokens.
     """
     tower = backbone.text
     if words == RANDOM:
@@ -107,25 +125,44 @@ def words_or_random(backbone: Backbone, count: int, generator: torch.Generator, 
     pieces = tower.split([words or FOUR_WORDS])
     found = pieces.rest[0, : int(pieces.end)]
     if words and len(found) != count:
-        raise InputError(f"the initial words '{words}' are {len(found)} tokens of this backbone, but the method has {count} context tokens in its text; change 'init' or 'context_tokens'")
-    return found[:count].clone() if count <= len(found) else random_rows(count, tower.width, generator, backbone.device)
+        raise InputError(
+            f"the initial words '{words}' are {len(found)} tokens of this backbone, but the "
+            f"method has {count} context tokens in its text; change 'init' or "
+            "'context_tokens'"
+        )
+    return (
+        found[:count].clone()
+        if count <= len(found)
+        else random_rows(count, tower.width, generator, backbone.device)
+    )
 
 
 class NamedClasses:
-    """The class names' token embeddings, opened for a context (Eq 2), and the number of tasks and classes."""
+    """The class names' token embeddings, opened for a context (Eq 2), and the number of tasks
+    and classes.
+    """
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Sequence[str]]) -> None:
-        self.pieces: Pieces = backbone.text.split([name.replace("_", " ") + "." for task in tasks for name in task])
+        self.pieces: Pieces = backbone.text.split(
+            [name.replace("_", " ") + "." for task in tasks for name in task]
+        )
         self.shape = (len(tasks), len(tasks[0]))
 
 
 class TextContext(PromptMethod):
-    """Methods that learn a context before the class name; `text` holds M rows, or M for each of `depth` blocks."""
+    """Methods that learn a context before the class name; `text` holds M rows, or M for each of
+    `depth` blocks.
+    """
 
-    def __init__(self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1) -> None:
+    def __init__(
+        self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1
+    ) -> None:
         super().__init__(backbone, template, depth)
         if depth > backbone.text.layers:
-            raise InputError(f"'depth' is {depth}, but the backbone's text tower has {backbone.text.layers} blocks; lower it")
+            raise InputError(
+                f"'depth' is {depth}, but the backbone's text tower has {backbone.text.layers} "
+                "blocks; lower it"
+            )
 
     def prepare(self, tasks: Sequence[Sequence[str]]) -> NamedClasses:
         return NamedClasses(self.backbone, tasks)
@@ -133,7 +170,9 @@ class TextContext(PromptMethod):
     def initial_text(self, count: int, generator: torch.Generator, words: str | None) -> Tensor:
         """(depth · M, d): words or random at the input, random in the blocks behind it."""
         first = words_or_random(self.backbone, count, generator, words)
-        return torch.cat([first, random_rows((self.depth - 1) * count, first.shape[1], generator, first.device)])
+        return torch.cat(
+            [first, random_rows((self.depth - 1) * count, first.shape[1], generator, first.device)]
+        )
 
     def text_features(self, tokens: Tokens, classes: NamedClasses) -> Tensor:
         T, K = classes.shape
@@ -152,7 +191,12 @@ class FixedText(PromptMethod):
         tower = self.backbone.text
         texts = [template.format(name.replace("_", " ")) for names in tasks for name in names]
         with torch.no_grad():
-            features = torch.cat([tower.features(tower.split(texts[i : i + TEXTS_AT_ONCE])) for i in range(0, len(texts), TEXTS_AT_ONCE)])
+            features = torch.cat(
+                [
+                    tower.features(tower.split(texts[i : i + TEXTS_AT_ONCE]))
+                    for i in range(0, len(texts), TEXTS_AT_ONCE)
+                ]
+            )
         return features.view(len(tasks), -1, features.shape[-1])
 
     def text_features(self, tokens: Tokens, classes: Tensor) -> Tensor:
@@ -160,21 +204,30 @@ class FixedText(PromptMethod):
 
 
 def by_depth(rows: Tensor, depth: int) -> tuple[Tensor, Tensor | None]:
-    """(n, depth · M, d) → tokens at the input (n, M, d), and those of the following blocks (n, depth − 1, M, d) or None."""
+    """(n, depth · M, d) → tokens at the input (n, M, d), and those of the following blocks (n,
+    depth − 1, M, d) or None.
+    """
     layers = rows.unflatten(1, (depth, -1))
     return layers[:, 0], layers[:, 1:] if depth > 1 else None
 
 
 class VisualTokens(PromptMethod):
-    """Mixin for methods that learn tokens beside the patches; `image` holds M rows, or M for each of `depth` blocks."""
+    """Mixin for methods that learn tokens beside the patches; `image` holds M rows, or M for
+    each of `depth` blocks.
+    """
 
     sees_pixels = True
 
-    def __init__(self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1) -> None:
+    def __init__(
+        self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1
+    ) -> None:
         super().__init__(backbone, template, depth)
         self.tower = require_tokens(backbone.vision, backbone.model)
         if depth > self.tower.layers:
-            raise InputError(f"'depth' is {depth}, but the backbone's vision tower has {self.tower.layers} blocks; lower it")
+            raise InputError(
+                f"'depth' is {depth}, but the backbone's vision tower has {self.tower.layers} "
+                "blocks; lower it"
+            )
 
     def look(self, images: Tensor) -> Tensor:
         """(T, n, 3, h, w) pixels → (T, n, P, d) embedded patches, which no token changes."""

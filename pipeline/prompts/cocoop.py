@@ -1,4 +1,6 @@
-"""CoCoOp: CoOp whose context is shifted for every picture by a small net on the picture's feature."""
+"""CoCoOp: CoOp whose context is shifted for every picture by a small net on the picture's
+feature.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,14 @@ SHRINK = 16  # the net's hidden layer is e / 16
 
 
 class CoCoOp(TextContext):
-    def __init__(self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1) -> None:
+    def __init__(
+        self, backbone: Backbone, template: str = "a photo of a {}.", depth: int = 1
+    ) -> None:
         if depth > 1:
-            raise InputError(f"'depth' is {depth}, but cocoop learns tokens at the text tower's input only; leave it at 1")
+            raise InputError(
+                f"'depth' is {depth}, but cocoop learns tokens at the text tower's input only; "
+                "leave it at 1"
+            )
         super().__init__(backbone, template, depth)
 
     def initial(self, count, generator, words=None) -> Tokens:
@@ -34,15 +41,27 @@ class CoCoOp(TextContext):
         return classes
 
     def scores(self, tokens: Tokens, head: NamedClasses, seen: Tensor) -> Tensor:
-        """Every picture has a context, and so text features, of its own; so many are computed at once as there is memory for."""
+        """Every picture has a context, and so text features, of its own; so many are computed at
+        once as there is memory for.
+        """
         T, K = head.shape
-        return in_parts(lambda part: self._scores(tokens, head, part), max(1, TEXTS_AT_ONCE // (T * K)), seen, dim=1)
+        return in_parts(
+            lambda part: self._scores(tokens, head, part),
+            max(1, TEXTS_AT_ONCE // (T * K)),
+            seen,
+            dim=1,
+        )
 
     def _scores(self, tokens: Tokens, head: NamedClasses, seen: Tensor) -> Tensor:
         (T, K), n = head.shape, seen.shape[1]
         shift = linear(torch.relu(linear(seen, tokens["net_in"])), tokens["net_out"])  # (T, n, d)
         context = (tokens["text"].unsqueeze(1) + shift.unsqueeze(2)).flatten(0, 1)  # (T·n, M, d)
         pieces = head.pieces
-        per_picture = type(pieces)(*(repeated(part.unflatten(0, (T, K)), n).flatten(0, 1) for part in (pieces.start, pieces.rest, pieces.end)))
+        per_picture = type(pieces)(
+            *(
+                repeated(part.unflatten(0, (T, K)), n).flatten(0, 1)
+                for part in (pieces.start, pieces.rest, pieces.end)
+            )
+        )
         text = self.backbone.text.features(per_picture, repeated(context, K)).view(T, n, K, -1)
         return self.backbone.logit_scale * (text @ seen.unsqueeze(-1)).squeeze(-1)

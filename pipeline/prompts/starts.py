@@ -1,8 +1,8 @@
 """Where tuning starts: a method's tokens θ and regulator φ, as two safetensors files in one folder.
 
-prompt.safetensors holds θ by name; its metadata says which prompt method of which depth, so that whoever has the
-folder needs no parameter file. regulator.safetensors holds φ (nothing, for plain gradients) and how
-its input is scaled. A method that learns nothing has no tensors in either.
+prompt.safetensors holds θ by name; its metadata says which prompt method of which depth, so that
+whoever has the folder needs no parameter file. regulator.safetensors holds φ (nothing, for plain
+gradients) and how its input is scaled. A method that learns nothing has no tensors in either.
 """
 
 from __future__ import annotations
@@ -38,9 +38,15 @@ class Start:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
-    """Tensors with `metadata` under one key: safetensors writes several in an order that changes from run to run."""
+    """Tensors with `metadata` under one key: safetensors writes several in an order that changes
+    from run to run.
+    """
     with replacing(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata={"about": json.dumps(metadata, sort_keys=True)})
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            temporary,
+            metadata={"about": json.dumps(metadata, sort_keys=True)},
+        )
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -49,9 +55,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path}: missing; `dvc repro` makes it")
     try:
         with safe_open(path, "pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, json.loads((file.metadata() or {}).get("about", "{}"))
+            return {k: file.get_tensor(k) for k in file.keys()}, json.loads(
+                (file.metadata() or {}).get("about", "{}")
+            )
     except SafetensorError as error:
-        raise InputError(f"{path}: not a complete safetensors file ({error}); delete it and run `dvc repro` again") from None
+        raise InputError(
+            f"{path}: not a complete safetensors file ({error}); delete it and run `dvc repro` "
+            "again"
+        ) from None
 
 
 def save_start(start: Start, folder: Path) -> None:
@@ -63,10 +74,21 @@ def load_start(folder: Path) -> Start:
     theta, about_prompt = load_tensors(folder / "prompt.safetensors")
     phi, about_regulator = load_tensors(folder / "regulator.safetensors")
     if not {"prompt", "depth"} <= set(about_prompt) or "input_scale" not in about_regulator:
-        raise InputError(f"{folder}: its files do not say which prompt method they belong to; delete it and run `dvc repro` again")
-    return Start(about_prompt["prompt"], int(about_prompt["depth"]), theta, phi, about_regulator["input_scale"])
+        raise InputError(
+            f"{folder}: its files do not say which prompt method they belong to; delete it and "
+            "run `dvc repro` again"
+        )
+    return Start(
+        about_prompt["prompt"],
+        int(about_prompt["depth"]),
+        theta,
+        phi,
+        about_regulator["input_scale"],
+    )
 
 
 def method_of(about: dict[str, str], backbone: Backbone, template: str) -> PromptMethod:
-    """The method that a file's metadata (`prompt`, `depth`) names, on a backbone and with a benchmark's template."""
+    """The method that a file's metadata (`prompt`, `depth`) names, on a backbone and with a
+    benchmark's template.
+    """
     return METHODS[about["prompt"]](backbone, template, int(about["depth"]))

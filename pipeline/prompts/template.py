@@ -25,4 +25,7 @@ class Template(FixedText):
     def prepare(self, tasks: Sequence[Sequence[str]]) -> Tensor:
         if len(self.templates) == 1:
             return super().prepare(tasks)
-        return F.normalize(torch.stack([self.filled(template, tasks) for template in self.templates]).mean(dim=0), dim=-1)
+        return F.normalize(
+            torch.stack([self.filled(template, tasks) for template in self.templates]).mean(dim=0),
+            dim=-1,
+        )

@@ -7,4 +7,8 @@ from pipeline.prompts.base import FixedText, Tokens, VisualTokens, random_rows
 
 class VPT(VisualTokens, FixedText):
     def initial(self, count, generator, words=None) -> Tokens:
-        return {"image": random_rows(self.depth * count, self.tower.width, generator, self.backbone.device)}
+        return {
+            "image": random_rows(
+                self.depth * count, self.tower.width, generator, self.backbone.device
+            )
+        }

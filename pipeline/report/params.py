@@ -23,5 +23,6 @@ class Report(Section):
     """Intervals and comparisons of the page's tables."""
 
     resamples: Annotated[int, Field(ge=1000)]  # of the bootstrap over test pictures
-    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]  # (method, the one it is compared with)
+    # (method, the one it is compared with)
+    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     later_methods: bool  # published averages of other methods below the paper's Table 1

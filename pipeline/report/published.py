@@ -1,4 +1,6 @@
-"""What others published (`published.json`): the tables of GRAM's paper, and averages of other methods."""
+"""What others published (`published.json`): the tables of GRAM's paper, and averages of other
+methods.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class BaseToNew(_Data):
 
 
 class Transfer(_Data):
-    """Tables 2 to 5: method → accuracy on the source, on every target, and on average over the targets."""
+    """Tables 2 to 5: method → accuracy on the source, on every target, and on average over the
+    targets.
+    """
 
     table: int
     shots: int
@@ -62,4 +66,6 @@ class Published(_Data):
 
 
 def published() -> Published:
-    return Published.model_validate_json(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+    return Published.model_validate_json(
+        Path(__file__).with_name("published.json").read_text(encoding="utf-8")
+    )

@@ -1,4 +1,6 @@
-"""What the report takes from the scores: every method's verdicts, headline figures and accuracy per epoch."""
+"""What the report takes from the scores: every method's verdicts, headline figures and accuracy
+per epoch.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,33 @@ from pipeline.benchmarks.judged import read_epochs, read_verdicts
 
 def read_results(scores: Path, sources: Iterable[str], methods: Iterable[str]) -> pl.DataFrame:
     """`VERDICTS` of all methods, with a column `method`."""
-    return pl.concat([read_verdicts(scores / m, sources).with_columns(method=pl.lit(m)) for m in methods])
+    return pl.concat(
+        [read_verdicts(scores / m, sources).with_columns(method=pl.lit(m)) for m in methods]
+    )
 
 
 def epochs_of(scores: Path, sources: Iterable[str], methods: Iterable[str]) -> pl.DataFrame:
     """method, epoch, head, top1: mean over sources and seeds, at the largest number of shots."""
-    epochs = pl.concat([read_epochs(scores / m, sources).with_columns(method=pl.lit(m)) for m in methods])
+    epochs = pl.concat(
+        [read_epochs(scores / m, sources).with_columns(method=pl.lit(m)) for m in methods]
+    )
     most = epochs.filter(pl.col("shots") == pl.col("shots").max().over("method", "source"))
-    return most.group_by("method", "epoch", "head").agg(pl.col("top1").mean()).sort("method", "head", "epoch")
+    return (
+        most.group_by("method", "epoch", "head")
+        .agg(pl.col("top1").mean())
+        .sort("method", "head", "epoch")
+    )
 
 
 def epochs_table(epochs: pl.DataFrame, head: str) -> pl.DataFrame:
-    """One row per epoch, a column of accuracies per method; a method that learns nothing stays where it is."""
-    wide = epochs.filter(pl.col("head") == head).pivot("method", index="epoch", values="top1").sort("epoch")
+    """One row per epoch, a column of accuracies per method; a method that learns nothing stays
+    where it is.
+    """
+    wide = (
+        epochs.filter(pl.col("head") == head)
+        .pivot("method", index="epoch", values="top1")
+        .sort("epoch")
+    )
     return wide.fill_null(strategy="forward").filter(pl.col("epoch") > 0)
 
 
@@ -32,6 +48,10 @@ def chance(benchmarks: Path, names: Iterable[str]) -> dict[str, dict[str, float]
     """Accuracy of guessing in percent under each head of each benchmark."""
     found = {}
     for name in names:
-        samples = pl.read_parquet(benchmarks / name / "samples.parquet", columns=["label", "half"]).unique()
-        found[name] = {head: 100 / int((samples["half"] == head).sum()) for head in ("base", "new")} | {"all": 100 / len(samples)}
+        samples = pl.read_parquet(
+            benchmarks / name / "samples.parquet", columns=["label", "half"]
+        ).unique()
+        found[name] = {
+            head: 100 / int((samples["half"] == head).sum()) for head in ("base", "new")
+        } | {"all": 100 / len(samples)}
     return found

@@ -80,8 +80,19 @@ class Table:
     @property
     def footnotes(self) -> dict[str, str]:
         """Text → letter, in the order in which a reader meets them."""
-        texts = [t for b in self.blocks for t in [b.mark, *(c.mark for c in b.columns), *(c.missing for r in b.rows for c in r.cells)] if t]
-        return {text: chr(97 + i % 26) * (i // 26 + 1) for i, text in enumerate(dict.fromkeys(texts))}
+        texts = [
+            t
+            for b in self.blocks
+            for t in [
+                b.mark,
+                *(c.mark for c in b.columns),
+                *(c.missing for r in b.rows for c in r.cells),
+            ]
+            if t
+        ]
+        return {
+            text: chr(97 + i % 26) * (i // 26 + 1) for i, text in enumerate(dict.fromkeys(texts))
+        }
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,12 @@ class Findings:
     paper: Published
     marks: Mapping[str, str] = field(default_factory=dict)
 
-    def accuracy(self, method: str, source: str, tuned_on: str, shots: int, benchmark: str, head: str) -> Measured | str:
-        """The figure, or why there is none. A method that tunes nothing is the same for every source."""
+    def accuracy(
+        self, method: str, source: str, tuned_on: str, shots: int, benchmark: str, head: str
+    ) -> Measured | str:
+        """The figure, or why there is none. A method that tunes nothing is the same for every
+        source.
+        """
         run, untuned = Setting(method, source, tuned_on, shots), Setting(method, "", "", 0)
         for known in (run, untuned):
             if (known, benchmark, head) in self.measured:
@@ -111,7 +126,10 @@ class Findings:
             if name not in self.benchmarks:
                 return f"not evaluated: benchmark {name} is not in params.yaml"
         if not any(part[0] in (run, untuned) for part in self.measured):
-            return f"{self.title(method)} was not tuned on {source} ({shots} shots of {tuned_on} classes)"
+            return (
+                f"{self.title(method)} was not tuned on {source} ({shots} shots of {tuned_on} "
+                "classes)"
+            )
         return f"{self.title(method)} was not judged here"
 
     def methods(self, with_paper: bool) -> list[str]:
@@ -127,28 +145,52 @@ class Findings:
 
     def in_order(self, benchmarks: Collection[str]) -> list[str]:
         """The paper's in its order, then the others."""
-        return [b for b in self.paper.benchmarks if b in benchmarks] + [b for b in benchmarks if b not in self.paper.benchmarks]
+        return [b for b in self.paper.benchmarks if b in benchmarks] + [
+            b for b in benchmarks if b not in self.paper.benchmarks
+        ]
 
 
 def cell(found: Measured | str, paper: float | None = None) -> Cell:
     if isinstance(found, str):
         return Cell(paper=paper, missing=found)
-    return Cell(found.value, found.sd, found.over_seeds, found.over_pictures, found.per_class, len(found.seeds), paper)
+    return Cell(
+        found.value,
+        found.sd,
+        found.over_seeds,
+        found.over_pictures,
+        found.per_class,
+        len(found.seeds),
+        paper,
+    )
 
 
 def reading(rows: list[Row]) -> str:
     """What a table's figures are: their spread only where there is one."""
     spread = any(c.sd is not None for r in rows for c in r.cells)
-    return f"Top-1 in percent{', mean ± standard deviation over seeds' if spread else ''}; bold: the best of a column."
+    return (
+        f"Top-1 in percent{', mean ± standard deviation over seeds' if spread else ''}; bold: "
+        "the best of a column."
+    )
 
 
 def with_best(rows: list[Row]) -> list[Row]:
-    """The best of every column marked, as far as two decimals tell, where there is something to compare."""
+    """The best of every column marked, as far as two decimals tell, where there is something to
+    compare.
+    """
     best = []
     for column in zip(*(r.cells for r in rows)):
         values = [round(c.value, 2) for c in column if c.value is not None]
         best.append(max(values) if len(values) > 1 else None)
-    return [replace(r, cells=[replace(c, best=c.value is not None and round(c.value, 2) == b) for c, b in zip(r.cells, best)]) for r in rows]
+    return [
+        replace(
+            r,
+            cells=[
+                replace(c, best=c.value is not None and round(c.value, 2) == b)
+                for c, b in zip(r.cells, best)
+            ],
+        )
+        for r in rows
+    ]
 
 
 def mean_of(parts: Mapping[str, Measured | str]) -> Measured | str:
@@ -157,14 +199,32 @@ def mean_of(parts: Mapping[str, Measured | str]) -> Measured | str:
     if not missing:
         return average(list(parts.values()))
     reasons = set(missing.values())
-    return reasons.pop() if len(missing) == len(parts) and len(reasons) == 1 else f"no average without {', '.join(missing)}"
+    return (
+        reasons.pop()
+        if len(missing) == len(parts) and len(reasons) == 1
+        else f"no average without {', '.join(missing)}"
+    )
 
 
-def base_to_new_of(f: Findings, method: str, names: list[str], shots: int) -> dict[str, list[Measured | str]]:
+def base_to_new_of(
+    f: Findings, method: str, names: list[str], shots: int
+) -> dict[str, list[Measured | str]]:
     """Benchmark (and `average`) → base, new, H."""
-    halves = [{n: f.accuracy(method, n, "base", shots, n, head) for n in names} for head in ("base", "new")]
-    pairs = {n: (halves[0][n], halves[1][n]) for n in names} | {AVERAGE: (mean_of(halves[0]), mean_of(halves[1]))}
-    return {n: [base, new, next((v for v in (base, new) if isinstance(v, str)), None) or harmonic(base, new)] for n, (base, new) in pairs.items()}
+    halves = [
+        {n: f.accuracy(method, n, "base", shots, n, head) for n in names}
+        for head in ("base", "new")
+    ]
+    pairs = {n: (halves[0][n], halves[1][n]) for n in names} | {
+        AVERAGE: (mean_of(halves[0]), mean_of(halves[1]))
+    }
+    return {
+        n: [
+            base,
+            new,
+            next((v for v in (base, new) if isinstance(v, str)), None) or harmonic(base, new),
+        ]
+        for n, (base, new) in pairs.items()
+    }
 
 
 def sources_at(f: Findings, setting: str, shots: int) -> list[str]:
@@ -172,88 +232,198 @@ def sources_at(f: Findings, setting: str, shots: int) -> list[str]:
 
 
 def base_to_new_table(f: Findings, shots: int, others: bool = False) -> Table | None:
-    """Table 1: a block for the average and one for every benchmark; `others`: published averages of further methods."""
+    """Table 1: a block for the average and one for every benchmark; `others`: published averages
+    of further methods.
+    """
     names, theirs = sources_at(f, "base_to_new", shots), f.paper.base_to_new
     if not names:
         return None
     shared = [n for n in names if n in theirs.benchmarks] if shots == theirs.shots else []
     whole = set(names) == set(shared) == set(theirs.benchmarks)
-    figures = {n: theirs.benchmarks[n] for n in shared} | ({AVERAGE: theirs.average} if whole else {})
+    figures = {n: theirs.benchmarks[n] for n in shared} | (
+        {AVERAGE: theirs.average} if whole else {}
+    )
     methods = f.methods(bool(shared))
     found = {m: base_to_new_of(f, m, names, shots) for m in methods}
     blocks = []
     for n in [AVERAGE, *names] if len(names) > 1 else names:
-        rows = [Row(m, f.title(m), [cell(v, p) for v, p in zip(found[m][n], figures.get(n, {}).get(m, (None,) * 3))]) for m in methods]
+        rows = [
+            Row(
+                m,
+                f.title(m),
+                [cell(v, p) for v, p in zip(found[m][n], figures.get(n, {}).get(m, (None,) * 3))],
+            )
+            for m in methods
+        ]
         rows = with_best(rows)
         if n == AVERAGE and whole and others:
-            rows += [Row(title, title, [Cell(paper=v) for v in triple], others=True) for title, triple in f.paper.others.items() if title not in f.paper.methods.values()]
+            rows += [
+                Row(title, title, [Cell(paper=v) for v in triple], others=True)
+                for title, triple in f.paper.others.items()
+                if title not in f.paper.methods.values()
+            ]
         title = f"Average over {len(names)} benchmarks" if n == AVERAGE else f.name(n)
         blocks.append(Block(n, title, [Column(k, k) for k in FIGURES], rows, f.marks.get(n, "")))
-    notes = ["H is the harmonic mean of base and new; of an average, the harmonic mean of the averages."]
+    notes = [
+        "H is the harmonic mean of base and new; of an average, the harmonic mean of the averages."
+    ]
     if shared and not whole:
         left = [n for n in theirs.benchmarks if n not in names]
-        notes.append(f"The average is over other benchmarks than the paper's {len(theirs.benchmarks)}, whose average is therefore not shown." + (f" Not evaluated, as params.yaml does not tune on them with {shots} shots: {', '.join(map(f.name, left))}." if left else ""))
+        notes.append(
+            f"The average is over other benchmarks than the paper's {len(theirs.benchmarks)}, "
+            "whose average is therefore not shown."
+            + (
+                f" Not evaluated, as params.yaml does not tune on them with {shots} shots: "
+                f"{', '.join(map(f.name, left))}."
+                if left
+                else ""
+            )
+        )
     if whole and others:
-        notes.append(f"Rows in grey are published by others ({f.paper.others_from}); nothing of them was measured here.")
+        notes.append(
+            f"Rows in grey are published by others ({f.paper.others_from}); nothing of them was "
+            "measured here."
+        )
     number = theirs.table if shared else None
     return Table(
-        f"base_to_new_{shots}", f"Base-to-new generalisation, {shots} shots", f"Prompts are tuned on the base classes of a benchmark; base and new classes are judged under their own heads. {reading([r for b in blocks for r in b.rows])}",
-        blocks, [*notes, *f.paper.notes.get(number, ())], number=number,
+        f"base_to_new_{shots}",
+        f"Base-to-new generalisation, {shots} shots",
+        "Prompts are tuned on the base classes of a benchmark; base and new classes are judged "
+        f"under their own heads. {reading([r for b in blocks for r in b.rows])}",
+        blocks,
+        [*notes, *f.paper.notes.get(number, ())],
+        number=number,
     )
 
 
-def transfer_of(f: Findings, method: str, source: str, targets: list[str], listed: Collection[str], shots: int) -> dict[str, Measured | str]:
-    """Source, targets and their `average` → accuracy; the average is over the targets that params.yaml lists."""
+def transfer_of(
+    f: Findings, method: str, source: str, targets: list[str], listed: Collection[str], shots: int
+) -> dict[str, Measured | str]:
+    """Source, targets and their `average` → accuracy; the average is over the targets that
+    params.yaml lists.
+    """
     found = {n: f.accuracy(method, source, "all", shots, n, "all") for n in [source, *targets]}
     return found | {AVERAGE: mean_of({n: found[n] for n in targets if n in listed})}
 
 
 def transfer_table(f: Findings, setting: str, source: str, shots: int) -> Table | None:
-    """Tables 2 to 5: tuned on all classes of `source`, judged on other benchmarks; setting: cross_domain or cross_dataset."""
+    """Tables 2 to 5: tuned on all classes of `source`, judged on other benchmarks; setting:
+    cross_domain or cross_dataset.
+    """
     listed = getattr(f.sources[source], setting)
     if not listed:
         return None
-    theirs: Transfer | None = next((t for t in getattr(f.paper, setting) if (t.source, t.shots) == (source, shots) and set(t.targets) & set(listed)), None)
-    targets = ([*theirs.targets] if theirs else []) + [n for n in f.in_order(listed) if not theirs or n not in theirs.targets]
+    theirs: Transfer | None = next(
+        (
+            t
+            for t in getattr(f.paper, setting)
+            if (t.source, t.shots) == (source, shots) and set(t.targets) & set(listed)
+        ),
+        None,
+    )
+    targets = ([*theirs.targets] if theirs else []) + [
+        n for n in f.in_order(listed) if not theirs or n not in theirs.targets
+    ]
     whole = theirs is not None and set(listed) == set(theirs.targets)
     rows = []
     for m in f.methods(theirs is not None):
         found = transfer_of(f, m, source, targets, listed, shots)
         for n in targets:
-            if isinstance(found[n], str) and n not in listed and n in f.benchmarks and m in f.titles:
+            if (
+                isinstance(found[n], str)
+                and n not in listed
+                and n in f.benchmarks
+                and m in f.titles
+            ):
                 found[n] = f"{n} is not among the {setting} benchmarks of {source} in params.yaml"
-        printed = dict(zip([source, *theirs.targets, AVERAGE], theirs.rows.get(m, ()))) if theirs else {}
-        rows.append(Row(m, f.title(m), [cell(found[n], printed.get(n) if n != AVERAGE or whole else None) for n in [source, *targets, AVERAGE]]))
-    columns = [Column(source, f.name(source), "Source", f.marks.get(source, ""))] + [Column(n, f.name(n), "Target", f.marks.get(n, "")) for n in targets] + [Column(AVERAGE, "Average", "Target")]
-    notes = [] if whole or not theirs else [f"The average is over {', '.join(map(f.name, f.in_order(listed)))}, not over the paper's {len(theirs.targets)} targets, whose average is therefore not shown."]
+        printed = (
+            dict(zip([source, *theirs.targets, AVERAGE], theirs.rows.get(m, ()))) if theirs else {}
+        )
+        rows.append(
+            Row(
+                m,
+                f.title(m),
+                [
+                    cell(found[n], printed.get(n) if n != AVERAGE or whole else None)
+                    for n in [source, *targets, AVERAGE]
+                ],
+            )
+        )
+    columns = (
+        [Column(source, f.name(source), "Source", f.marks.get(source, ""))]
+        + [Column(n, f.name(n), "Target", f.marks.get(n, "")) for n in targets]
+        + [Column(AVERAGE, "Average", "Target")]
+    )
+    notes = (
+        []
+        if whole or not theirs
+        else [
+            f"The average is over {', '.join(map(f.name, f.in_order(listed)))}, not over the "
+            f"paper's {len(theirs.targets)} targets, whose average is therefore not shown."
+        ]
+    )
     number = theirs.table if theirs else None
-    title = f"{'Cross-domain' if setting == 'cross_domain' else 'Cross-dataset'} generalisation from {f.name(source)}, {shots} shots"
+    title = (
+        f"{'Cross-domain' if setting == 'cross_domain' else 'Cross-dataset'} generalisation from "
+        f"{f.name(source)}, {shots} shots"
+    )
     return Table(
-        f"{setting}_{source}_{shots}", title,
-        f"Prompts are tuned on all classes of the source and judged on other benchmarks as they are. The average leaves the source out. {reading(rows)}",
-        [Block("", "", columns, with_best(rows))], [*notes, *f.paper.notes.get(number, ())], number=number,
+        f"{setting}_{source}_{shots}",
+        title,
+        "Prompts are tuned on all classes of the source and judged on other benchmarks as they "
+        f"are. The average leaves the source out. {reading(rows)}",
+        [Block("", "", columns, with_best(rows))],
+        [*notes, *f.paper.notes.get(number, ())],
+        number=number,
     )
 
 
 def few_shot_table(f: Findings, shots: int) -> Table | None:
-    """Tuned on all classes of a benchmark and judged on its own test part, if no table of its targets shows that; the paper has none."""
-    names = [n for n in sources_at(f, "all_classes", shots) if not (f.sources[n].cross_domain or f.sources[n].cross_dataset)]
+    """Tuned on all classes of a benchmark and judged on its own test part, if no table of its
+    targets shows that; the paper has none.
+    """
+    names = [
+        n
+        for n in sources_at(f, "all_classes", shots)
+        if not (f.sources[n].cross_domain or f.sources[n].cross_dataset)
+    ]
     if not names:
         return None
     rows = []
     for m in f.methods(False):
         found = {n: f.accuracy(m, n, "all", shots, n, "all") for n in names}
-        rows.append(Row(m, f.title(m), [cell(v) for v in [*found.values(), *([mean_of(found)] if len(names) > 1 else [])]]))
-    columns = [Column(n, f.name(n), "", f.marks.get(n, "")) for n in names] + [Column(AVERAGE, "Average")] * (len(names) > 1)
-    return Table(f"all_classes_{shots}", f"Few-shot learning of all classes, {shots} shots", f"Prompts are tuned on all classes of a benchmark and judged on its own test part. {reading(rows)}", [Block("", "", columns, with_best(rows))])
+        rows.append(
+            Row(
+                m,
+                f.title(m),
+                [cell(v) for v in [*found.values(), *([mean_of(found)] if len(names) > 1 else [])]],
+            )
+        )
+    columns = [Column(n, f.name(n), "", f.marks.get(n, "")) for n in names] + [
+        Column(AVERAGE, "Average")
+    ] * (len(names) > 1)
+    return Table(
+        f"all_classes_{shots}",
+        f"Few-shot learning of all classes, {shots} shots",
+        "Prompts are tuned on all classes of a benchmark and judged on its own test part. "
+        f"{reading(rows)}",
+        [Block("", "", columns, with_best(rows))],
+    )
 
 
-def study_table(key: str, title: str, theirs: Variants, summaries: Collection[Mapping[str, Any]], benchmarks: Collection[str], paper: Published) -> Table | None:
+def study_table(
+    key: str,
+    title: str,
+    theirs: Variants,
+    summaries: Collection[Mapping[str, Any]],
+    benchmarks: Collection[str],
+    paper: Published,
+) -> Table | None:
     """Tables 6 and 7 from a study; None if it has fewer than two of the rows.
 
     Args:
-        summaries: method, runs, base, new, H, base_sd, new_sd, H_sd: one row per method of the study.
-        benchmarks: those that the study averages over.
+        summaries: method, runs, base, new, H, base_sd, new_sd, H_sd: one row per method of the
+        study. benchmarks: those that the study averages over.
     """
     of = {row["method"]: row for row in summaries}
     whole = set(benchmarks) == set(paper.base_to_new.benchmarks)
@@ -263,16 +433,44 @@ def study_table(key: str, title: str, theirs: Variants, summaries: Collection[Ma
         cells = []
         for k, printed in zip(FIGURES, variant.figures):
             shown = printed if whole else None
-            cells.append(Cell(found[k], found[f"{k}_sd"], seeds=found["runs"], paper=shown) if found else Cell(paper=shown, missing=f"no method {variant.method} in study.methods of params.yaml"))
+            cells.append(
+                Cell(found[k], found[f"{k}_sd"], seeds=found["runs"], paper=shown)
+                if found
+                else Cell(
+                    paper=shown,
+                    missing=f"no method {variant.method} in study.methods of params.yaml",
+                )
+            )
         rows.append(Row(variant.method, variant.title, cells))
     if sum(r.cells[0].value is not None for r in rows) < 2:
         return None
-    notes = [*paper.notes.get(theirs.table, ())] if whole else [f"The averages are over {len(benchmarks)} benchmarks, not over the paper's {len(paper.base_to_new.benchmarks)}, whose averages are therefore not shown."]
-    return Table(key, title, f"Averages over benchmarks. {reading(rows)}", [Block("", "", [Column(k, k) for k in FIGURES], with_best(rows))], notes, number=theirs.table)
+    notes = (
+        [*paper.notes.get(theirs.table, ())]
+        if whole
+        else [
+            f"The averages are over {len(benchmarks)} benchmarks, not over the paper's "
+            f"{len(paper.base_to_new.benchmarks)}, whose averages are therefore not shown."
+        ]
+    )
+    return Table(
+        key,
+        title,
+        f"Averages over benchmarks. {reading(rows)}",
+        [Block("", "", [Column(k, k) for k in FIGURES], with_best(rows))],
+        notes,
+        number=theirs.table,
+    )
 
 
-def study_tables(summaries: Collection[Mapping[str, Any]], benchmarks: Collection[str], paper: Published) -> list[Table]:
-    made = [study_table("ablation", "Ablations", paper.ablation, summaries, benchmarks, paper), study_table("tokens", "Number of prompt tokens", paper.tokens, summaries, benchmarks, paper)]
+def study_tables(
+    summaries: Collection[Mapping[str, Any]], benchmarks: Collection[str], paper: Published
+) -> list[Table]:
+    made = [
+        study_table("ablation", "Ablations", paper.ablation, summaries, benchmarks, paper),
+        study_table(
+            "tokens", "Number of prompt tokens", paper.tokens, summaries, benchmarks, paper
+        ),
+    ]
     return [t for t in made if t]
 
 
@@ -286,9 +484,16 @@ def _difference(one: Measured | str, other: Measured | str) -> Cell:
 
 
 def comparison_table(f: Findings, pairs: Collection[tuple[str, str]], shots: int) -> Table | None:
-    """Differences of averages for pairs (method, other): base to new, and targets of every source."""
+    """Differences of averages for pairs (method, other): base to new, and targets of every
+    source.
+    """
     names = sources_at(f, "base_to_new", shots)
-    transfers = [(setting, source) for setting in ("cross_domain", "cross_dataset") for source in sources_at(f, "all_classes", shots) if getattr(f.sources[source], setting)]
+    transfers = [
+        (setting, source)
+        for setting in ("cross_domain", "cross_dataset")
+        for source in sources_at(f, "all_classes", shots)
+        if getattr(f.sources[source], setting)
+    ]
     if not pairs or not (names or transfers):
         return None
     figures: dict[str, list[Measured | str]] = {}
@@ -297,30 +502,67 @@ def comparison_table(f: Findings, pairs: Collection[tuple[str, str]], shots: int
         figures[method] = base_to_new_of(f, method, names, shots)[AVERAGE] if names else []
         theirs = f.paper.base_to_new
         whole = shots == theirs.shots and set(names) == set(theirs.benchmarks)
-        printed[method] = [*theirs.average.get(method, (None,) * 3)] if whole else [None] * 3 * bool(names)
+        printed[method] = (
+            [*theirs.average.get(method, (None,) * 3)] if whole else [None] * 3 * bool(names)
+        )
         for setting, source in transfers:
             listed = getattr(f.sources[source], setting)
             figures[method].append(transfer_of(f, method, source, listed, listed, shots)[AVERAGE])
-            rows = next((t.rows for t in getattr(f.paper, setting) if (t.source, t.shots) == (source, shots) and set(t.targets) == set(listed)), {})
+            rows = next(
+                (
+                    t.rows
+                    for t in getattr(f.paper, setting)
+                    if (t.source, t.shots) == (source, shots) and set(t.targets) == set(listed)
+                ),
+                {},
+            )
             printed[method].append(rows[method][-1] if method in rows else None)
     rows = []
     for one, other in pairs:
         cells = [_difference(a, b) for a, b in zip(figures[one], figures[other])]
-        theirs_of = [None if a is None or b is None else a - b for a, b in zip(printed[one], printed[other])]
-        rows.append(Row(f"{one}-{other}", f"{f.title(one)} − {f.title(other)}", [replace(c, paper=p) for c, p in zip(cells, theirs_of)]))
+        theirs_of = [
+            None if a is None or b is None else a - b for a, b in zip(printed[one], printed[other])
+        ]
+        rows.append(
+            Row(
+                f"{one}-{other}",
+                f"{f.title(one)} − {f.title(other)}",
+                [replace(c, paper=p) for c, p in zip(cells, theirs_of)],
+            )
+        )
     columns = [Column(k, k, "Base to new") for k in FIGURES] * bool(names)
-    columns += [Column(f"{setting}_{source}", f"from {f.name(source)}", "Cross-domain" if setting == "cross_domain" else "Cross-dataset") for setting, source in transfers]
+    columns += [
+        Column(
+            f"{setting}_{source}",
+            f"from {f.name(source)}",
+            "Cross-domain" if setting == "cross_domain" else "Cross-dataset",
+        )
+        for setting, source in transfers
+    ]
     return Table(
-        f"comparison_{shots}", f"Differences of averages, {shots} shots", "In points, with two 95% intervals: seeds, by Student's t over paired seeds; pictures, by a bootstrap that draws the same test pictures for both methods.",
-        [Block("", "", columns, rows)], ["Bold: both intervals leave zero out."], differences=True,
+        f"comparison_{shots}",
+        f"Differences of averages, {shots} shots",
+        "In points, with two 95% intervals: seeds, by Student's t over paired seeds; pictures, by "
+        "a bootstrap that draws the same test pictures for both methods.",
+        [Block("", "", columns, rows)],
+        ["Bold: both intervals leave zero out."],
+        differences=True,
     )
 
 
-def result_tables(f: Findings, pairs: Collection[tuple[str, str]] = (), others: bool = False) -> list[Table]:
+def result_tables(
+    f: Findings, pairs: Collection[tuple[str, str]] = (), others: bool = False
+) -> list[Table]:
     """Every table that params.yaml asks for, most shots first."""
     made: list[Table | None] = []
-    for shots in sorted({k for s in f.sources.values() for k in [*s.base_to_new, *s.all_classes]}, reverse=True):
+    for shots in sorted(
+        {k for s in f.sources.values() for k in [*s.base_to_new, *s.all_classes]}, reverse=True
+    ):
         made.append(base_to_new_table(f, shots, others))
-        made += [transfer_table(f, setting, source, shots) for setting in ("cross_domain", "cross_dataset") for source in sources_at(f, "all_classes", shots)]
+        made += [
+            transfer_table(f, setting, source, shots)
+            for setting in ("cross_domain", "cross_dataset")
+            for source in sources_at(f, "all_classes", shots)
+        ]
         made += [few_shot_table(f, shots), comparison_table(f, pairs, shots)]
     return [t for t in made if t]

@@ -20,17 +20,25 @@ class Source(Section):
     """A table of captions and URLs, with or without pictures of its own."""
 
     path: str  # folder that holds the table, and the pictures if they are local
-    table: str  # file in `path`: .tsv, .csv or .parquet; or a pattern of tars that hold pictures with their captions (*.tar)
+    # file in `path`: .tsv, .csv or .parquet; or a pattern of tars that hold pictures with their
+    # captions (*.tar)
+    table: str
     obtain: Obtain | None  # fetch the table if it is not there; null: never
-    columns: list[str] | None  # names of the columns of a table without a header row; null: it has one
-    pictures: str | None  # folder or zip in `path` that relative URLs point into; null: all URLs are absolute
-    bad_rows: Literal["error", "drop"]  # rows without caption or URL, or with stray tabs: stop, or drop and count
+    # names of the columns of a table without a header row; null: it has one
+    columns: list[str] | None
+    # folder or zip in `path` that relative URLs point into; null: all URLs are absolute
+    pictures: str | None
+    # rows without caption or URL, or with stray tabs: stop, or drop and count
+    bad_rows: Literal["error", "drop"]
 
     @model_validator(mode="after")
     def _tars_hold_everything(self) -> Source:
         if self.table.endswith(".tar"):
             if self.pictures != ".":
-                raise ValueError(f"with a 'table' of tars, 'pictures' is \".\": the pictures are in them; but it is {self.pictures!r}")
+                raise ValueError(
+                    "with a 'table' of tars, 'pictures' is \".\": the pictures are in them; but "
+                    f"it is {self.pictures!r}"
+                )
             if self.columns is not None or self.obtain is not None:
                 raise ValueError("with a 'table' of tars, 'columns' and 'obtain' are null")
         return self

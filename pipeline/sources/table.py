@@ -23,13 +23,18 @@ from pipeline.sources.params import Source
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-# The rest of what ftfy does (straight quotes, ligatures, narrow letters) changes how a caption is set, not what it says.
-MENDED = TextFixerConfig(uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False, explain=False)
+# The rest of what ftfy does (straight quotes, ligatures, narrow letters) changes how a caption is
+# set, not what it says.
+MENDED = TextFixerConfig(
+    uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False, explain=False
+)
 PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
 def _text(content: bytes, counts: Counter) -> str | None:
-    """UTF-8, or else Windows-1252 and counted; None if it is neither, or holds a NUL, which no text does."""
+    """UTF-8, or else Windows-1252 and counted; None if it is neither, or holds a NUL, which no
+    text does.
+    """
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -42,7 +47,9 @@ def _text(content: bytes, counts: Counter) -> str | None:
 
 
 def _mended(caption: str, counts: Counter) -> str:
-    """The caption in one line, without double encoding ("cafÃ©") and HTML's signs ("&amp;"), as CLIP's tokenizer would take it."""
+    """The caption in one line, without double encoding ("cafÃ©") and HTML's signs ("&amp;"), as
+    CLIP's tokenizer would take it.
+    """
     caption = " ".join(caption.split())
     if caption.isascii() and caption.isprintable() and "&" not in caption:
         return caption  # next to all are: nothing to look for
@@ -64,20 +71,37 @@ def _lines(path: Path, counts: Counter) -> Iterator[str | None]:
 
 
 def _split(path: Path, counts: Counter) -> Iterator[tuple[int, list[str] | None]]:
-    """(number of its last line, fields) of every row; [] for an empty one, None for one that is no text."""
+    """(number of its last line, fields) of every row; [] for an empty one, None for one that is
+    no text.
+    """
     try:
         if path.suffix == ".csv":
-            reader = csv.reader(("\0" if line is None else line for line in _lines(path, counts)), strict=True)
+            reader = csv.reader(
+                ("\0" if line is None else line for line in _lines(path, counts)), strict=True
+            )
             for row in reader:
                 yield reader.line_num, None if any("\0" in field for field in row) else row
         else:
             # A TSV has no quoting: a `"` is a character like any other, as in Conceptual Captions.
             for number, line in enumerate(_lines(path, counts), 1):
-                yield number, None if line is None else line.rstrip("\r\n").split("\t") if line.strip() else []
+                yield (
+                    number,
+                    None
+                    if line is None
+                    else line.rstrip("\r\n").split("\t")
+                    if line.strip()
+                    else [],
+                )
     except csv.Error as error:
-        raise InputError(f"{path}: not valid CSV ({error}): a stray quote? Double it, or save the table as .tsv, where quotes mean nothing") from None
+        raise InputError(
+            f"{path}: not valid CSV ({error}): a stray quote? Double it, or save the table as "
+            ".tsv, where quotes mean nothing"
+        ) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: starts like UTF-16 text, but is none (byte {error.start}); obtain it again, or convert it to UTF-8") from None
+        raise InputError(
+            f"{path}: starts like UTF-16 text, but is none (byte {error.start}); obtain it again, "
+            "or convert it to UTF-8"
+        ) from None
 
 
 Rows = Iterator[tuple[int, list[str] | None, str]]
@@ -97,7 +121,12 @@ def _text_rows(path: Path, columns: list[str] | None, counts: Counter) -> tuple[
             elif not fields:
                 yield number, None, "is empty"
             elif len(fields) != len(columns):
-                yield number, None, f"has {len(fields)} fields instead of {len(columns)} (a tab or a line break inside a caption?)"
+                yield (
+                    number,
+                    None,
+                    f"has {len(fields)} fields instead of {len(columns)} (a tab or a line break "
+                    "inside a caption?)",
+                )
             else:
                 yield number, fields, ""
 
@@ -107,23 +136,36 @@ def _text_rows(path: Path, columns: list[str] | None, counts: Counter) -> tuple[
 def _parquet_rows(path: Path, counts: Counter) -> tuple[list[str], Rows]:
     try:
         file = pq.ParquetFile(path)
-        used = [name for name in file.schema_arrow.names if name in ("caption", "url", "key")]  # others may be anything, pictures too
+        # others may be anything, pictures too
+        used = [name for name in file.schema_arrow.names if name in ("caption", "url", "key")]
         table = file.read(columns=used)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a complete Parquet file ({str(error).splitlines()[0]}); obtain it again") from None
+        raise InputError(
+            f"{path}: not a complete Parquet file ({str(error).splitlines()[0]}); obtain it again"
+        ) from None
     is_text = [pa.types.is_string(t) or pa.types.is_large_string(t) for t in table.schema.types]
-    columns = [c.cast(pa.large_binary()) if text else c for c, text in zip(table.columns, is_text)]  # Arrow does not look whether it is UTF-8
+    # Arrow does not look whether it is UTF-8
+    columns = [c.cast(pa.large_binary()) if text else c for c, text in zip(table.columns, is_text)]
 
     def checked() -> Rows:
         for number, row in enumerate(zip(*(c.to_pylist() for c in columns)), 1):
-            fields = [_text(v, counts) if isinstance(v, bytes) else "" if v is None else str(v) for v in row]
-            yield (number, None, "is neither UTF-8 nor Windows-1252 text") if None in fields else (number, fields, "")
+            fields = [
+                _text(v, counts) if isinstance(v, bytes) else "" if v is None else str(v)
+                for v in row
+            ]
+            yield (
+                (number, None, "is neither UTF-8 nor Windows-1252 text")
+                if None in fields
+                else (number, fields, "")
+            )
 
     return used if {"caption", "url"} <= set(used) else file.schema_arrow.names, checked()
 
 
 def _tar_rows(folder: Path, pattern: str, counts: Counter) -> tuple[list[str], Rows]:
-    """A row for each picture in the tars: its caption is the .txt of the same name, or `caption` in its .json; its URL is TAR/PICTURE."""
+    """A row for each picture in the tars: its caption is the .txt of the same name, or `caption`
+    in its .json; its URL is TAR/PICTURE.
+    """
     paths = sorted(folder.glob(pattern))
 
     def checked() -> Rows:
@@ -141,7 +183,11 @@ def _tar_rows(folder: Path, pattern: str, counts: Counter) -> tuple[list[str], R
             for stem, name in pictures.items():
                 number += 1
                 url = f"{path.relative_to(folder)}/{name}"
-                yield number, [captions.get(stem) or "", url], "" if captions.get(stem) else f"({url}) has no caption"
+                yield (
+                    number,
+                    [captions.get(stem) or "", url],
+                    "" if captions.get(stem) else f"({url}) has no caption",
+                )
 
     return ["caption", "url"], checked()
 
@@ -156,16 +202,24 @@ def _caption_of(content: bytes, counts: Counter) -> str | None:
 
 
 def _rows(source: Source, counts: Counter) -> tuple[list[str], Rows]:
-    """Column names, and (row number as an editor counts, fields or None, complaint) for each row."""
+    """Column names, and (row number as an editor counts, fields or None, complaint) for each
+    row.
+    """
     path = Path(source.path) / source.table
     if path.suffix == ".tar" and any(Path(source.path).glob(source.table)):
         return _tar_rows(Path(source.path), source.table, counts)
     if not path.is_file():
-        raise InputError(f"{path}: there is no such table; 'source.path' and 'source.table' say where it is, 'source.obtain' where it comes from")
+        raise InputError(
+            f"{path}: there is no such table; 'source.path' and 'source.table' say where it is, "
+            "'source.obtain' where it comes from"
+        )
     if path.suffix == ".parquet":
         return _parquet_rows(path, counts)
     if path.suffix not in (".tsv", ".csv"):
-        raise InputError(f"{path}: not a .tsv, .csv or .parquet file; convert it or name another one in 'source.table'")
+        raise InputError(
+            f"{path}: not a .tsv, .csv or .parquet file; convert it or name another one in "
+            "'source.table'"
+        )
     return _text_rows(path, source.columns, counts)
 
 
@@ -175,10 +229,11 @@ def row_key(caption: str, url: str) -> str:
 
 
 def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
-    """The table as key, caption, url, sorted by key, and what was counted on the way. Captions are mended (`_mended`).
+    """The table as key, caption, url, sorted by key, and what was counted on the way. Captions are
+    mended (`_mended`).
 
-    A `key` column of the table's own is used as it is; otherwise keys are made from URL and caption,
-    and a row that repeats an earlier one in both is dropped and counted.
+    A `key` column of the table's own is used as it is; otherwise keys are made from URL and
+    caption, and a row that repeats an earlier one in both is dropped and counted.
 
     Raises InputError for a missing file or column, for unusable rows (unless `source.bad_rows` is
     `drop`) and for a key given twice, naming the rows.
@@ -188,7 +243,10 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
     columns, rows = _rows(source, counts)
     missing = [c for c in ("caption", "url") if c not in columns]
     if missing:
-        raise InputError(f"{path}: no column '{missing[0]}' among {', '.join(columns)}; rename it, or list the names in 'source.columns' if the table has no header row")
+        raise InputError(
+            f"{path}: no column '{missing[0]}' among {', '.join(columns)}; rename it, or list the "
+            "names in 'source.columns' if the table has no header row"
+        )
     at = {name: columns.index(name) for name in ("caption", "url", "key") if name in columns}
 
     seen: dict[str, int] = {}
@@ -205,17 +263,26 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
             continue
         key = fields[at["key"]] if "key" in at else row_key(caption, url)
         if not KEY.fullmatch(key):
-            raise InputError(f"{path}: key '{key}' in row {number} is not made of letters, digits, '-' and '_' (64 at most); keys become file names: rename it, or leave the column out")
+            raise InputError(
+                f"{path}: key '{key}' in row {number} is not made of letters, digits, '-' and '_' "
+                "(64 at most); keys become file names: rename it, or leave the column out"
+            )
         if key in seen:
             if "key" in at:
-                raise InputError(f"{path}: key '{key}' stands in row {seen[key]} and again in row {number}; keys must be unique, or leave the column out")
+                raise InputError(
+                    f"{path}: key '{key}' stands in row {seen[key]} and again in row {number}; "
+                    "keys must be unique, or leave the column out"
+                )
             repeated += 1
             continue
         seen[key] = number
         good.append((key, caption, url))
     if bad and source.bad_rows == "error":
         more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
-        raise InputError(f"{path}: {'; '.join(bad[:3])}{more}; mend the rows, or set 'source.bad_rows: drop' to go on without them")
+        raise InputError(
+            f"{path}: {'; '.join(bad[:3])}{more}; mend the rows, or set 'source.bad_rows: drop' "
+            "to go on without them"
+        )
     if not good:
         raise InputError(f"{path}: holds no usable row; is it the right table?")
     good.sort()

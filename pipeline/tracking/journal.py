@@ -1,7 +1,8 @@
-"""The stage's side of tracking: it notes what happens in files, and somebody else tells MLflow (`send.py`).
+"""The stage's side of tracking: it notes what happens in files, and somebody else tells MLflow
+(`send.py`).
 
-A stage never speaks to a server, so that none can stop it or slow it down. What could not be sent stays in
-`tracking/outbox/` and goes out with the next run.
+A stage never speaks to a server, so that none can stop it or slow it down. What could not be sent
+stays in `tracking/outbox/` and goes out with the next run.
 """
 
 from __future__ import annotations
@@ -24,22 +25,31 @@ from pipeline.tracking import record
 from pipeline.tracking.place import home, tracking_folder
 
 FINISHED, FAILED, STOPPED = "FINISHED", "FAILED", "KILLED"  # MLflow's words
-PROBLEM = "problem.json"  # in the outbox: why the last sending failed, and whether a person was told
+# in the outbox: why the last sending failed, and whether a person was told
+PROBLEM = "problem.json"
 
 
 class Run:
     """One run of a stage in the outbox.
 
-    run.json says what it is, parameters.json what it read, points.jsonl grows with the curves, files/ and model/
-    hold what is kept, and end.json comes last: how it ended and its figures.
+    run.json says what it is, parameters.json what it read, points.jsonl grows with the curves,
+    files/ and model/ hold what is kept, and end.json comes last: how it ended and its figures.
     """
 
     def __init__(self, started: float) -> None:
-        self.folder = tracking_folder() / "outbox" / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(started))}-{os.getpid()}"
+        self.folder = (
+            tracking_folder()
+            / "outbox"
+            / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(started))}-{os.getpid()}"
+        )
         (self.folder / "files").mkdir(parents=True)
         about = {"name": record.stage_name(), **record.experiment(), **record.source()}
-        write_json({"uri": tracking_uri(), "started": started, "process": os.getpid(), **about}, self.folder / "run.json")
-        self.points = (self.folder / "points.jsonl").open("a", encoding="utf-8", buffering=1)  # a line at a time
+        write_json(
+            {"uri": tracking_uri(), "started": started, "process": os.getpid(), **about},
+            self.folder / "run.json",
+        )
+        # a line at a time
+        self.points = (self.folder / "points.jsonl").open("a", encoding="utf-8", buffering=1)
         self.told = False  # which parameters it has; known once the stage has read them
 
     def point(self, step: int, **values: float | None) -> None:
@@ -57,14 +67,18 @@ class Run:
         self._parameters()
         self.points.close()
         write_json(ran_with, self.folder / "files" / "record.json")
-        write_json({"status": status, "ended": time.time(), "figures": figures}, self.folder / "end.json")
+        write_json(
+            {"status": status, "ended": time.time(), "figures": figures}, self.folder / "end.json"
+        )
 
 
 _run: Run | None = None  # of this process: a process is one stage
 
 
 def _harmless(act: Callable) -> Callable:
-    """A full disk or a folder that cannot be written costs the run in MLflow, never the stage: one warning, and silence."""
+    """A full disk or a folder that cannot be written costs the run in MLflow, never the stage:
+    one warning, and silence.
+    """
 
     @functools.wraps(act)
     def guarded(*args, **kwargs):
@@ -109,10 +123,22 @@ def begin(started: float) -> None:
         pass
     if not nobody_sends:
         return
-    code = home() if (home() / "pipeline" / "tracking" / "send.py").is_file() else Path(__file__).parents[2]
+    code = (
+        home()
+        if (home() / "pipeline" / "tracking" / "send.py").is_file()
+        else Path(__file__).parents[2]
+    )
     with (tracking_folder() / "sender.log").open("a") as log:
-        # Of a session of its own: it goes on when the stage ends, and an interruption of the stage is none of its own.
-        subprocess.Popen([sys.executable, "-m", "pipeline.tracking.send", str(tracking_folder())], cwd=code, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        # Of a session of its own: it goes on when the stage ends, and an interruption of the stage
+        # is none of its own.
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline.tracking.send", str(tracking_folder())],
+            cwd=code,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 @_harmless
@@ -131,14 +157,16 @@ def keep(files: Iterable[Path]) -> None:
 
 
 @_harmless
-def model(script: Path, signature: dict[str, Any], folders: dict[str, Path], packages: list[str]) -> None:
+def model(
+    script: Path, signature: dict[str, Any], folders: dict[str, Path], packages: list[str]
+) -> None:
     """A model that goes along with this run, if it is tracked.
 
     Args:
-        script: defines it for MLflow, as code, not as a pickle.
-        signature: of its inputs, outputs and parameters, as `mlflow.models.ModelSignature.from_dict` reads it.
-        folders: what it loads, by the name that the script knows it by.
-        packages: what has to be installed where it is used.
+        script: defines it for MLflow, as code, not as a pickle. signature: of its inputs, outputs
+        and parameters, as `mlflow.models.ModelSignature.from_dict` reads it. folders: what it
+        loads, by the name that the script knows it by. packages: what has to be installed where it
+        is used.
     """
     if _run:
         at, root = _run.folder / "model", Path(__file__).parents[2]
@@ -146,7 +174,15 @@ def model(script: Path, signature: dict[str, Any], folders: dict[str, Path], pac
         shutil.copytree(root / "pipeline", at / "code" / "pipeline", ignore=ignored)
         for name, folder in folders.items():
             shutil.copytree(folder, at / "artifacts" / name, ignore=ignored)
-        write_json({"script": script.resolve().relative_to(root).as_posix(), "signature": signature, "folders": list(folders), "packages": packages}, at / "model.json")
+        write_json(
+            {
+                "script": script.resolve().relative_to(root).as_posix(),
+                "signature": signature,
+                "folders": list(folders),
+                "packages": packages,
+            },
+            at / "model.json",
+        )
 
 
 @_harmless
@@ -168,4 +204,7 @@ def untold_problem() -> str | None:
     if problem["told"]:
         return None
     write_json({**problem, "told": True}, path)
-    return f"runs cannot be sent to {problem['uri']} ({problem['reason']}); they wait in {path.parent} and go out when it is there again"
+    return (
+        f"runs cannot be sent to {problem['uri']} ({problem['reason']}); they wait in "
+        f"{path.parent} and go out when it is there again"
+    )

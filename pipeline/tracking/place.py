@@ -1,7 +1,7 @@
 """Where records and runs are kept: `tracking/` of the checkout that a person works in.
 
-Experiments run in copies of the checkout that DVC deletes afterwards; what they leave goes to the checkout
-that they were queued from.
+Experiments run in copies of the checkout that DVC deletes afterwards; what they leave goes to the
+checkout that they were queued from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ COPIES = (".dvc", "tmp", "exps")  # of a checkout; `dvc exp run --queue` and `--
 
 
 def home(here: Path | None = None) -> Path:
-    """The checkout that `here` (by default what DVC runs in, or this file's) is, or is a copy of."""
+    """The checkout that `here` (by default what DVC runs in, or this file's) is, or is a copy
+    of.
+    """
     here = Path(here or os.environ.get("DVC_ROOT") or Path(__file__).parents[2]).resolve()
     for parent in here.parents:
         if parent.parts[-3:] == COPIES:

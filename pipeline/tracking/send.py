@@ -2,9 +2,9 @@
 
     python -m pipeline.tracking.send tracking        # what could not be sent earlier
 
-A tracked stage starts one unless one is at work; it stays a while for the stages to come, so that MLflow is loaded
-about once in a `dvc repro`. How far it came with a run is kept with the run: another one goes
-on from there, and nothing is lost by a server that is away.
+A tracked stage starts one unless one is at work; it stays a while for the stages to come, so that
+MLflow is loaded about once in a `dvc repro`. How far it came with a run is kept with the run:
+another one goes on from there, and nothing is lost by a server that is away.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pipeline.tracking.journal import PROBLEM, STOPPED, alone
 
 EXPERIMENT = "gram"
 LOOK_EVERY, STAY, AGAIN_AFTER = 0.5, 30.0, 10.0  # seconds
-POINTS_AT_ONCE, PARAMETERS_AT_ONCE, VALUE = 1000, 100, 500  # MLflow's limits; the last in characters
+# MLflow's limits; the last in characters
+POINTS_AT_ONCE, PARAMETERS_AT_ONCE, VALUE = 1000, 100, 500
 
 
 def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -37,8 +38,15 @@ def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def client_of(uri: str):
-    """An MLflow client that gives up soon: a person waits for none of this, but a sender is not to hang for ever."""
-    for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"), ("MLFLOW_DISABLE_TELEMETRY", "true"), ("GIT_PYTHON_REFRESH", "quiet")):
+    """An MLflow client that gives up soon: a person waits for none of this, but a sender is not
+    to hang for ever.
+    """
+    for name, value in (
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("GIT_PYTHON_REFRESH", "quiet"),
+    ):
         os.environ.setdefault(name, value)
     import mlflow  # here: it takes a second, and reads the variables
 
@@ -73,7 +81,11 @@ class Delivery:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.about = folder, read_json(folder / "run.json")
-        self.sent = read_json(folder / "sent.json") if (folder / "sent.json").exists() else {"run": None, "parameters": False, "points": 0}
+        self.sent = (
+            read_json(folder / "sent.json")
+            if (folder / "sent.json").exists()
+            else {"run": None, "parameters": False, "points": 0}
+        )
 
     def _note(self, **changes: Any) -> None:
         self.sent |= changes
@@ -98,10 +110,23 @@ class Delivery:
         return True
 
     def _open(self, client, experiment: str) -> None:
-        tags = {"mlflow.source.name": self.about["name"], "mlflow.source.git.commit": self.about["revision"], "dvc.stage": self.about["name"], "dvc.experiment": self.about["experiment"], "dvc.baseline": self.about["baseline"], "dirty": self.about["dirty"]}
+        tags = {
+            "mlflow.source.name": self.about["name"],
+            "mlflow.source.git.commit": self.about["revision"],
+            "dvc.stage": self.about["name"],
+            "dvc.experiment": self.about["experiment"],
+            "dvc.baseline": self.about["baseline"],
+            "dirty": self.about["dirty"],
+        }
         tags = {name: str(value) for name, value in tags.items() if value is not None}
-        name = f"{self.about['name']} ({self.about['experiment']})" if self.about["experiment"] else self.about["name"]
-        run = client.create_run(experiment, start_time=milliseconds(self.about["started"]), run_name=name, tags=tags)
+        name = (
+            f"{self.about['name']} ({self.about['experiment']})"
+            if self.about["experiment"]
+            else self.about["name"]
+        )
+        run = client.create_run(
+            experiment, start_time=milliseconds(self.about["started"]), run_name=name, tags=tags
+        )
         self._note(run=run.info.run_id)
 
     def _points(self, client) -> None:
@@ -110,10 +135,19 @@ class Delivery:
         with (self.folder / "points.jsonl").open("rb") as file:
             file.seek(self.sent["points"])
             while True:
-                lines = [line for line in file.readlines(POINTS_AT_ONCE * 20) if line.endswith(b"\n")]  # one that is being written waits
-                found = [Metric(name, value, milliseconds(p["time"]), p["step"]) for p in map(json.loads, lines) for name, value in p["values"].items()]
+                # one that is being written waits
+                lines = [
+                    line for line in file.readlines(POINTS_AT_ONCE * 20) if line.endswith(b"\n")
+                ]
+                found = [
+                    Metric(name, value, milliseconds(p["time"]), p["step"])
+                    for p in map(json.loads, lines)
+                    for name, value in p["values"].items()
+                ]
                 for first in range(0, len(found), POINTS_AT_ONCE):
-                    client.log_batch(self.sent["run"], metrics=found[first : first + POINTS_AT_ONCE])
+                    client.log_batch(
+                        self.sent["run"], metrics=found[first : first + POINTS_AT_ONCE]
+                    )
                 if not lines:
                     return
                 self._note(points=self.sent["points"] + sum(map(len, lines)))
@@ -122,7 +156,10 @@ class Delivery:
     def _parameters(self, client) -> None:
         from mlflow.entities import Param
 
-        found = [Param(name, str(value)[:VALUE]) for name, value in flat(read_json(self.folder / "parameters.json"))]
+        found = [
+            Param(name, str(value)[:VALUE])
+            for name, value in flat(read_json(self.folder / "parameters.json"))
+        ]
         for first in range(0, len(found), PARAMETERS_AT_ONCE):
             client.log_batch(self.sent["run"], params=found[first : first + PARAMETERS_AT_ONCE])
         self._note(parameters=True)
@@ -131,7 +168,11 @@ class Delivery:
         from mlflow.entities import Metric
 
         end, run = read_json(self.folder / "end.json"), self.sent["run"]
-        figures = [Metric(name.replace("@", "-"), float(value), milliseconds(end["ended"]), 0) for name, value in flat(end["figures"]) if isinstance(value, (int, float))]
+        figures = [
+            Metric(name.replace("@", "-"), float(value), milliseconds(end["ended"]), 0)
+            for name, value in flat(end["figures"])
+            if isinstance(value, (int, float))
+        ]
         client.log_batch(run, metrics=figures)
         client.log_artifacts(run, str(self.folder / "files"))
         if (self.folder / "model" / "model.json").exists():
@@ -146,8 +187,12 @@ class Delivery:
         mlflow.set_tracking_uri(self.about["uri"])
         with mlflow.start_run(run_id=run):
             mlflow.pyfunc.log_model(
-                name="model", python_model=str(at / "code" / model["script"]), artifacts={name: str(at / "artifacts" / name) for name in model["folders"]},
-                code_paths=[str(at / "code" / "pipeline")], signature=mlflow.models.ModelSignature.from_dict(model["signature"]), pip_requirements=model["packages"],
+                name="model",
+                python_model=str(at / "code" / model["script"]),
+                artifacts={name: str(at / "artifacts" / name) for name in model["folders"]},
+                code_paths=[str(at / "code" / "pipeline")],
+                signature=mlflow.models.ModelSignature.from_dict(model["signature"]),
+                pip_requirements=model["packages"],
             )
 
 
@@ -190,7 +235,8 @@ class Sender:
                 delivery.go_on(self.clients[uri], self.store)
                 self._well(uri)
                 went_on = True
-            except Exception as error:  # whatever MLflow raises: the run waits, and a person is told once
+            # whatever MLflow raises: the run waits, and a person is told once
+            except Exception as error:
                 self._give_up(delivery.folder.name if self._answers(uri) else uri, uri, error)
         return went_on
 
@@ -217,7 +263,9 @@ class Sender:
 
 
 def serve(store: Path, stay: float) -> None:
-    """Delivers until there was nothing to do for `stay` seconds, unless another process is at it."""
+    """Delivers until there was nothing to do for `stay` seconds, unless another process is at
+    it.
+    """
     sender = Sender(store)
     sender.outbox.mkdir(parents=True, exist_ok=True)
     while True:
@@ -229,15 +277,20 @@ def serve(store: Path, stay: float) -> None:
                 if sender.deliver():
                     last = time.monotonic()
                 time.sleep(LOOK_EVERY)
-        # One that was started while this one still held the lock has gone; its run must not be left.
+        # One that was started while this one still held the lock has gone; its run must not be
+        # left.
         if not sender.outbox.is_dir() or not sender.waiting():
             return
 
 
 def main() -> None:
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cli.add_argument("store", type=Path, help="the checkout's tracking folder")
-    cli.add_argument("--stay", type=float, default=STAY, help="seconds to wait for more (default: %(default)s)")
+    cli.add_argument(
+        "--stay", type=float, default=STAY, help="seconds to wait for more (default: %(default)s)"
+    )
     args = cli.parse_args()
     if not args.store.is_dir():
         sys.exit(f"send: error: {args.store}: there is no such folder; a tracked stage makes it")

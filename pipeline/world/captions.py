@@ -1,4 +1,6 @@
-"""Alt text as people write it: some terse, some chatty, some with the style, some with the site's name."""
+"""Alt text as people write it: some terse, some chatty, some with the style, some with the
+site's name.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,51 @@ STYLE_WORDS: dict[str, tuple[str, ...]] = {
     "neon": ("neon sign", "glowing neon light", "neon tube"),
     "sepia": ("old photo", "vintage photograph", "faded sepia photo"),
 }
-PLAIN = ("{a}", "{a}", "a photo of {a}", "a picture of {a}", "an image of {a}", "{name}", "the {name}", "my {name}", "this is {a}")
-STYLED = ("{style} of {a}", "a {style} of {a}", "{name} {style}", "{name}, {style}", "a {style} showing {a}", "{a} in a {style}")
-ADJECTIVES = ("cute", "small", "big", "lovely", "simple", "funny", "beautiful", "nice", "classic", "colourful")
-TAILS = ("", "", "", "", " stock image", " free download", " for kids", " isolated", ", close up", " design", " for print", " - image 4")
+PLAIN = (
+    "{a}",
+    "{a}",
+    "a photo of {a}",
+    "a picture of {a}",
+    "an image of {a}",
+    "{name}",
+    "the {name}",
+    "my {name}",
+    "this is {a}",
+)
+STYLED = (
+    "{style} of {a}",
+    "a {style} of {a}",
+    "{name} {style}",
+    "{name}, {style}",
+    "a {style} showing {a}",
+    "{a} in a {style}",
+)
+ADJECTIVES = (
+    "cute",
+    "small",
+    "big",
+    "lovely",
+    "simple",
+    "funny",
+    "beautiful",
+    "nice",
+    "classic",
+    "colourful",
+)
+TAILS = (
+    "",
+    "",
+    "",
+    "",
+    " stock image",
+    " free download",
+    " for kids",
+    " isolated",
+    ", close up",
+    " design",
+    " for print",
+    " - image 4",
+)
 
 
 def with_article(name: str) -> str:
@@ -38,5 +81,7 @@ def alt_text(name: str, style: str, rng: Rng) -> str:
         a = with_article(name)
     patterns = STYLED if rng.random() < 0.5 else PLAIN
     words = STYLE_WORDS[style]
-    text = patterns[rng.integers(len(patterns))].format(a=a, name=name, style=words[rng.integers(len(words))])
+    text = patterns[rng.integers(len(patterns))].format(
+        a=a, name=name, style=words[rng.integers(len(words))]
+    )
     return text + TAILS[rng.integers(len(TAILS))]

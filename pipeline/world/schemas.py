@@ -5,6 +5,13 @@ from __future__ import annotations
 import pyarrow as pa
 
 # fate: fine, dead, truncated or page. mismatched: the caption tells of something else.
-TRUTH = pa.schema([
-    ("url", pa.string()), ("name", pa.string()), ("family", pa.string()), ("style", pa.string()), ("fate", pa.string()), ("mismatched", pa.bool_()),
-])
+TRUTH = pa.schema(
+    [
+        ("url", pa.string()),
+        ("name", pa.string()),
+        ("family", pa.string()),
+        ("style", pa.string()),
+        ("fate", pa.string()),
+        ("mismatched", pa.bool_()),
+    ]
+)

@@ -1,4 +1,6 @@
-"""Draws the demo's part of the web: a caption table as a crawler would leave it, and the pictures it links to."""
+"""Draws the demo's part of the web: a caption table as a crawler would leave it, and the
+pictures it links to.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,19 @@ from pipeline.world.schemas import TRUTH
 
 Rng = np.random.Generator
 
-PAGE = b"<!doctype html><title>Not found any more</title><p>This picture has moved. Please visit our new gallery."
+PAGE = (
+    b"<!doctype html><title>Not found any more</title><p>This picture has moved. Please visit "
+    b"our new gallery."
+)
 
 
 def choose_classes(concepts: list[Concept], count: int, rng: Rng, where: str) -> list[Concept]:
     """`count` classes in file order, as evenly from every family as the families allow."""
     if count > len(concepts):
-        raise InputError(f"parameter '{where}.classes' asks for {count} classes, but only {len(concepts)} are listed; lower it or add classes to the concepts file")
+        raise InputError(
+            f"parameter '{where}.classes' asks for {count} classes, but only {len(concepts)} are "
+            "listed; lower it or add classes to the concepts file"
+        )
     by_family: dict[str, list[Concept]] = {}
     for concept in concepts:
         by_family.setdefault(concept.family, []).append(concept)
@@ -42,7 +50,9 @@ def choose_classes(concepts: list[Concept], count: int, rng: Rng, where: str) ->
 def check_styles(styles: list[str], where: str) -> None:
     for style in styles:
         if style not in STYLES:
-            raise InputError(f"parameter '{where}': unknown style '{style}'; known styles: {', '.join(STYLES)}")
+            raise InputError(
+                f"parameter '{where}': unknown style '{style}'; known styles: {', '.join(STYLES)}"
+            )
 
 
 def jpeg(image: Image.Image) -> bytes:
@@ -70,7 +80,10 @@ def draw_web(concepts: list[Concept], web: Web, seed: int, out: Path, progress) 
     fates["fine"] = 1.0 - sum(fates.values())
     rows: list[dict] = []
     out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / "pictures.zip") as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        replacing(out / "pictures.zip") as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
         for concept in progress(concepts, "drawing"):
             for _ in range(web.pictures_per_class):
                 style = web.styles[rng.integers(len(web.styles))]
@@ -78,7 +91,13 @@ def draw_web(concepts: list[Concept], web: Web, seed: int, out: Path, progress) 
                 content = jpeg(draw(svg, style, rng, web.size, rng.uniform(*web.strength)))
                 fate = str(rng.choice(list(fates), p=list(fates.values())))
                 mismatched = bool(rng.random() < web.wrong_captions)
-                told = concepts[(concepts.index(concept) + rng.integers(1, len(concepts))) % len(concepts)] if mismatched else concept
+                told = (
+                    concepts[
+                        (concepts.index(concept) + rng.integers(1, len(concepts))) % len(concepts)
+                    ]
+                    if mismatched
+                    else concept
+                )
                 copies = 2 if rng.random() < web.duplicates else 1
                 for copy in range(copies):
                     url = f"{rng.integers(16**8):08x}.jpg"
@@ -88,25 +107,58 @@ def draw_web(concepts: list[Concept], web: Web, seed: int, out: Path, progress) 
                         add_file(archive, url, content[: int(len(content) * rng.uniform(0.2, 0.7))])
                     elif fate == "page":
                         add_file(archive, url, PAGE)
-                    rows.append({"caption": alt_text(told.name, style, rng), "url": url, "name": concept.name, "family": concept.family, "style": style, "fate": fate, "mismatched": mismatched})
+                    rows.append(
+                        {
+                            "caption": alt_text(told.name, style, rng),
+                            "url": url,
+                            "name": concept.name,
+                            "family": concept.family,
+                            "style": style,
+                            "fate": fate,
+                            "mismatched": mismatched,
+                        }
+                    )
     rows = [rows[i] for i in rng.permutation(len(rows))]
     with replacing(out / "captions.tsv") as temporary:
-        temporary.write_text("".join(f"{r['caption']}\t{r['url']}\n" for r in rows), encoding="utf-8")
+        temporary.write_text(
+            "".join(f"{r['caption']}\t{r['url']}\n" for r in rows), encoding="utf-8"
+        )
     write_table(pa.Table.from_pylist(rows).select(TRUTH.names), out / "truth.parquet", TRUTH)
-    return {"links": len(rows), **{fate: sum(r["fate"] == fate for r in rows) for fate in fates}, "mismatched": sum(r["mismatched"] for r in rows)}
+    return {
+        "links": len(rows),
+        **{fate: sum(r["fate"] == fate for r in rows) for fate in fates},
+        "mismatched": sum(r["mismatched"] for r in rows),
+    }
 
 
-def draw_benchmark(concepts: list[Concept], benchmark: DrawnBenchmark, seed: int, out: Path, progress) -> dict[str, int]:
-    """Writes a zip of `<split>/<style>/<class>/<number>.jpg`; training and test pictures are drawn apart."""
+def draw_benchmark(
+    concepts: list[Concept], benchmark: DrawnBenchmark, seed: int, out: Path, progress
+) -> dict[str, int]:
+    """Writes a zip of `<split>/<style>/<class>/<number>.jpg`; training and test pictures are
+    drawn apart.
+    """
     rng = np.random.default_rng([seed, 2])
     check_styles(benchmark.train_styles + benchmark.test_styles, "world.benchmarks.*")
-    parts = {"train": (benchmark.train_per_class, benchmark.train_styles), "test": (benchmark.test_per_class, benchmark.test_styles)}
-    with replacing(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    parts = {
+        "train": (benchmark.train_per_class, benchmark.train_styles),
+        "test": (benchmark.test_per_class, benchmark.test_styles),
+    }
+    with (
+        replacing(out) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
         for concept in progress(concepts, "drawing"):
             for split, (count, styles) in parts.items():
                 for number in range(count):
                     style = styles[number % len(styles)]
                     svg = concept.drawings[rng.integers(len(concept.drawings))]
-                    picture = draw(svg, style, rng, benchmark.size, rng.uniform(*benchmark.strength))
-                    add_file(archive, f"{split}/{style}/{concept.name}/{number:03d}.jpg", jpeg(picture))
-    return {"classes": len(concepts), **{split: count * len(concepts) for split, (count, _) in parts.items()}}
+                    picture = draw(
+                        svg, style, rng, benchmark.size, rng.uniform(*benchmark.strength)
+                    )
+                    add_file(
+                        archive, f"{split}/{style}/{concept.name}/{number:03d}.jpg", jpeg(picture)
+                    )
+    return {
+        "classes": len(concepts),
+        **{split: count * len(concepts) for split, (count, _) in parts.items()},
+    }

@@ -1,4 +1,6 @@
-"""Reads a labelled dataset in one of the layouts that people have: folders of classes, or one of the field's fifteen (docs/benchmarks.md)."""
+"""Reads a labelled dataset in one of the layouts that people have: folders of classes, or one of
+the field's fifteen (docs/benchmarks.md).
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ class Dataset:
     """A dataset's pictures and what is known of them.
 
     Attributes:
-        samples: rows of `SAMPLES`, train before val before test; `file` is relative to the dataset's folder.
-        pictures: reads the files.
-        split: "own" folders, the parts of the "reference", or other ones by the publisher's "official" lists.
+        samples: rows of `SAMPLES`, train before val before test; `file` is relative to the
+        dataset's folder. pictures: reads the files. split: "own" folders, the parts of the
+        "reference", or other ones by the publisher's "official" lists.
     """
 
     samples: pa.Table
@@ -56,7 +58,8 @@ def read_benchmark(layout: str, path: Path | str, domains: list[str] | None = No
     Args:
         domains: of "folders" only: keep only these domains' test pictures.
 
-    Raises InputError naming file, row or class and the remedy. The pictures themselves are not opened.
+    Raises InputError naming file, row or class and the remedy. The pictures themselves are not
+    opened.
     """
     if layout not in LAYOUTS:
         raise InputError(f"layout '{layout}' is not known, only {', '.join(LAYOUTS)}")
@@ -66,7 +69,14 @@ def read_benchmark(layout: str, path: Path | str, domains: list[str] | None = No
     if domains is not None:
         raise InputError(f"{path}: 'domains' is for the layout 'folders'; '{layout}' has none")
     if not Path(path).is_dir():
-        raise InputError(f"{path}: there is no such folder; the layout '{layout}' is read from the dataset's own folder ({KNOWN[layout].site})")
+        raise InputError(
+            f"{path}: there is no such folder; the layout '{layout}' is read from the dataset's "
+            f"own folder ({KNOWN[layout].site})"
+        )
     parts, split = _known(layout, Path(path))
-    rows = [(part, "", item.label, item.name, item.file) for part in ("train", "val", "test") for item in parts[part]]
+    rows = [
+        (part, "", item.label, item.name, item.file)
+        for part in ("train", "val", "test")
+        for item in parts[part]
+    ]
     return Dataset(samples_table(rows), Pictures(path), split)
