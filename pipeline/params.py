@@ -76,10 +76,9 @@ def validate(kind: Any, value: Any, key: str, path: Path | str) -> Any:
         for problem in error.errors():
             place = ".".join([key, *map(str, problem["loc"])]).strip(".")
             if problem["type"] == "extra_forbidden":
-                lines.append(
-                    f"{path}: unknown parameter "
-                    f"'{place}'{did_you_mean(str(problem['loc'][-1]), _fields(kind, problem['loc'][:-1]))}"
-                )
+                known = _fields(kind, problem["loc"][:-1])
+                hint = did_you_mean(str(problem["loc"][-1]), known)
+                lines.append(f"{path}: unknown parameter '{place}'{hint}")
             elif problem["type"] == "missing":
                 lines.append(
                     f"{path}: parameter '{place}' is missing; add it (the repository's "

@@ -286,10 +286,11 @@ def as_latex(tables: list[Table]) -> str:
     r"""Floats for \input: the paper's figures in a grey line below ours."""
     lines = [r"% needs \usepackage{booktabs,xcolor,graphicx}"]
     for table in tables:
+        published = f" (Table {table.number} of the paper)" if table.number else ""
         lines += [
             r"\begin{table*}[p]",
             r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{latex_text(table.title)}{f' (Table {table.number} of the paper)' if table.number else ''}. {latex_text(table.caption)}}}",
+            rf"\caption{{{latex_text(table.title)}{published}. {latex_text(table.caption)}}}",
             rf"\label{{tab:{table.key.replace('_', '-')}}}",
         ]
         if len(table.blocks) > 1:  # three in a row, as in the paper
