@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, get_args
+from types import NoneType, SimpleNamespace
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -25,9 +26,32 @@ JSON_SCHEMA = Path(__file__).with_name("params.schema.json")
 
 
 class Section(BaseModel):
-    """A mapping in params.yaml: unknown keys and silently converted types are errors."""
+    """A mapping in params.yaml: unknown keys, silently converted types and numbers that are none
+    (`.inf`, `.nan`) are errors.
+    """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _plain(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+        raise ValueError(
+            "the name of an entry goes into commands, files and MLflow: letters of ASCII, digits, "
+            "'_' and '-' only, no '-' first; rename it"
+        )
+    return name
+
+
+def _once_each(values: list) -> list:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{value!r} stands there twice; leave one of them")
+    return values
+
+
+Name = Annotated[str, AfterValidator(_plain)]  # of an entry that a person adds
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Distinct = AfterValidator(_once_each)  # for lists in which a value given twice would count twice
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
@@ -62,9 +86,16 @@ def check_names(values: dict[str, Any], known, path: Path | str) -> None:
 def _fields(kind: Any, inside: tuple) -> dict[str, Any]:
     """The fields of the section that a complaint's location leads to."""
     for part in inside:
-        fields = getattr(kind, "model_fields", None)
-        kind = fields[part].annotation if fields else get_args(kind)[-1]  # a mapping's value type
-    return kind.model_fields
+        fields = getattr(_bare(kind), "model_fields", None)
+        kind = fields[part].annotation if fields else get_args(_bare(kind))[-1]  # a mapping's
+    return _bare(kind).model_fields
+
+
+def _bare(kind: Any) -> Any:
+    """A type without its `Annotated` and its `| None`."""
+    while get_origin(kind) is Annotated or NoneType in get_args(kind):
+        kind = next(inner for inner in get_args(kind) if inner is not NoneType)
+    return kind
 
 
 def validate(kind: Any, value: Any, key: str, path: Path | str) -> Any:
@@ -74,7 +105,8 @@ def validate(kind: Any, value: Any, key: str, path: Path | str) -> Any:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            place = ".".join([key, *map(str, problem["loc"])]).strip(".")
+            inside = [str(part) for part in problem["loc"] if part != "[key]"]
+            place = ".".join([key, *inside]).strip(".")
             if problem["type"] == "extra_forbidden":
                 known = _fields(kind, problem["loc"][:-1])
                 hint = did_you_mean(str(problem["loc"][-1]), known)
@@ -84,6 +116,9 @@ def validate(kind: Any, value: Any, key: str, path: Path | str) -> Any:
                     f"{path}: parameter '{place}' is missing; add it (the repository's "
                     "params.yaml shows one)"
                 )
+            elif isinstance(problem["input"], dict):  # it is of several keys, which are named
+                where = f"parameter '{place}': " if place else ""
+                lines.append(f"{path}: {where}{problem['msg'].removeprefix('Value error, ')}")
             else:
                 lines.append(
                     f"{path}: parameter '{place}': {problem['msg']}, but it is {problem['input']!r}"

@@ -12,19 +12,39 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipeline.benchmarks.params import Benchmark, Evaluate, FewShot, Protocols, Tuning
 from pipeline.clip.params import BackboneParams
 from pipeline.clustering.params import Domains, Embed, Label, Topics
 from pipeline.episodes.params import Episodes, Labelled, Shots, Ways
 from pipeline.errors import InputError
-from pipeline.gram.params import Count, Methods, Outer, Prompt, Rate, Regulator, Study, TokenCount
+from pipeline.gram.params import (
+    Count,
+    Method,
+    Methods,
+    Outer,
+    Prompt,
+    Rate,
+    Regulator,
+    Study,
+    TokenCount,
+    known_pairs,
+)
 from pipeline.pairs.params import Download, Filter
-from pipeline.params import JSON_SCHEMA, Section, check_names, read_yaml, validate
+from pipeline.params import (
+    JSON_SCHEMA,
+    Name,
+    Section,
+    Seed,
+    check_names,
+    read_yaml,
+    validate,
+)
 from pipeline.report.params import Gallery, Report
 from pipeline.sources.params import Source
 from pipeline.world.params import DrawnBenchmark, Truth, Web
@@ -33,15 +53,15 @@ from pipeline.world.params import DrawnBenchmark, Truth, Web
 class World(Section):
     """What the demo draws; both empty where the real web and real datasets are used."""
 
-    webs: dict[str, Web]
-    benchmarks: dict[str, DrawnBenchmark]
-    truths: dict[str, Truth]
+    webs: dict[Name, Web]
+    benchmarks: dict[Name, DrawnBenchmark]
+    truths: dict[Name, Truth]
 
 
 class Params(Section):
     """Every key of params.yaml; see the comments there."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     inner_lr: Rate
     inner_steps: Count
     outer_lr: Rate
@@ -60,13 +80,13 @@ class Params(Section):
     topics: Topics
     label: Label
     domains: Domains
-    episodes: dict[str, Episodes]
-    labelled: dict[str, Labelled]
+    episodes: dict[Name, Episodes]
+    labelled: dict[Name, Labelled]
     regulator: Regulator
     outer: Outer
     methods: Methods
-    benchmarks: dict[str, Benchmark]
-    protocols: dict[str, Protocols]
+    benchmarks: dict[Name, Benchmark]
+    protocols: dict[Name, Protocols]
     few_shot: FewShot
     tuning: Tuning
     evaluate: Evaluate
@@ -76,79 +96,136 @@ class Params(Section):
     world: World
 
     @model_validator(mode="after")
-    def _names_agree(self) -> Params:
-        for place, owner in (("", self), ("study.", self.study)):
-            methods, kinds = owner.methods, [*owner.episodes, *owner.labelled]
-            both = set(owner.episodes) & set(owner.labelled)
-            if both:
-                raise ValueError(
-                    f"'{min(both)}' stands under {place}episodes and {place}labelled; give one of "
-                    "them another name"
-                )
-            for name, method in methods.meta.items():
-                if method.episodes not in kinds:
-                    raise ValueError(
-                        f"{place}methods.meta.{name}.episodes is '{method.episodes}', which is no "
-                        f"entry of '{place}episodes' or '{place}labelled' "
-                        f"({', '.join(kinds)})"
+    def _fits_together(self) -> Params:
+        problems = list(
+            itertools.chain(
+                *(_of_methods(place, owner, self) for place, owner in self._owners()),
+                self._of_tasks(),
+                self._of_tuning(),
+                self._of_protocols(),
+            )
+        )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _owners(self) -> list[tuple[str, Params | Study]]:
+        return [("", self), ("study.", self.study)]
+
+    def _of_tasks(self) -> Iterator[str]:
+        """Tasks that could not be drawn, hours later."""
+        if self.domains.per_topic < 2 and (self.episodes or self.study.episodes):
+            yield (
+                "domains.per_topic is 1, but tasks of 'episodes' are drawn from topics of two "
+                "domains or more; raise it"
+            )
+        pictures = self.support_shots + self.query_shots
+        for place, owner in self._owners():
+            for name, labelled in owner.labelled.items():
+                if labelled.per_class < pictures:
+                    yield (
+                        f"{place}labelled.{name}.per_class is {labelled.per_class}, but a class "
+                        f"of a task takes {self.support_shots} + {self.query_shots} pictures "
+                        "('support_shots', 'query_shots'); raise it"
                     )
-            tables = [table for table in ("zero_shot", "direct", "meta") if hasattr(methods, table)]
-            for one, other in itertools.combinations(tables, 2):
-                both = set(getattr(methods, one)) & set(getattr(methods, other))
-                if both:
-                    raise ValueError(
-                        f"method '{min(both)}' stands under {place}methods.{one} and "
-                        f"{place}methods.{other}; give one of them another name"
-                    )
+
+    def _of_tuning(self) -> Iterator[str]:
         for prompt in self.tuning.batch_of:
             if prompt not in get_args(Prompt):
-                raise ValueError(
+                yield (
                     f"tuning.batch_of names '{prompt}', which is no kind of prompt "
                     f"({', '.join(get_args(Prompt))})"
                 )
         for seed in self.few_shot.seeds:
             if seed not in self.few_shot.draws:
-                raise ValueError(
+                yield (
                     f"few_shot.seeds has {seed}, which is none of 'few_shot.draws' "
                     f"({', '.join(map(str, self.few_shot.draws))})"
                 )
+
+    def _of_protocols(self) -> Iterator[str]:
         for name, protocols in self.protocols.items():
-            self._has_shots(f"protocols.{name}.base_to_new", name, "base", protocols.base_to_new)
-            self._has_shots(f"protocols.{name}.all_classes", name, "all", protocols.all_classes)
+            place = f"protocols.{name}"
+            yield from self._lacks_shots(f"{place}.base_to_new", name, "base", protocols)
+            yield from self._lacks_shots(f"{place}.all_classes", name, "all", protocols)
             for kind in ("cross_domain", "cross_dataset"):
                 for target in getattr(protocols, kind):
-                    self._is_benchmark(f"protocols.{name}.{kind}", target)
+                    yield from self._lacks_benchmark(f"{place}.{kind}", target)
+                    if target == name:
+                        yield (
+                            f"{place}.{kind} names '{name}' itself; the average over targets "
+                            "leaves the source out: remove it (it is judged anyway)"
+                        )
         for name in self.study.benchmarks:
-            self._has_shots("study.benchmarks", name, "base", [self.study.shots])
-        for place, pairs, methods in (
-            ("study.pairs", self.study.pairs, self.study.methods),
-            ("report.pairs", self.report.pairs, self.methods),
-        ):
-            known = methods.titles()
-            for name in itertools.chain(*pairs):
-                if name not in known:
-                    raise ValueError(
-                        f"{place} names '{name}', which is no entry of "
-                        f"'{'study.' if place.startswith('study') else ''}methods' "
-                        f"({', '.join(sorted(known))})"
-                    )
-        return self
+            wanted = Protocols(base_to_new=[self.study.shots])
+            yield from self._lacks_shots("study.benchmarks", name, "base", wanted)
 
-    def _is_benchmark(self, place: str, name: str) -> None:
+    def _lacks_benchmark(self, place: str, name: str) -> Iterator[str]:
         if name not in self.benchmarks:
-            raise ValueError(
+            yield (
                 f"{place} names '{name}', which is no entry of 'benchmarks' "
                 f"({', '.join(self.benchmarks)})"
             )
 
-    def _has_shots(self, place: str, name: str, classes: str, wanted: list[int]) -> None:
-        self._is_benchmark(place, name)
-        for shots in wanted:
+    def _lacks_shots(
+        self, place: str, name: str, classes: Literal["base", "all"], protocols: Protocols
+    ) -> Iterator[str]:
+        wanted = protocols.base_to_new if classes == "base" else protocols.all_classes
+        if wanted:
+            yield from self._lacks_benchmark(place, name)
+        for shots in wanted if name in self.benchmarks else ():
             if shots not in getattr(self.benchmarks[name].shots, classes):
-                raise ValueError(
+                yield (
                     f"{place} asks for {shots} shots, but 'benchmarks.{name}.shots.{classes}' "
                     f"does not list them; add {shots} there"
                 )
+
+    def remarks(self) -> list[str]:
+        """What is left out where it is named, as there is no such entry."""
+        return [
+            *known_pairs(self.report.pairs, self.methods.titles(), "report.pairs")[1],
+            *known_pairs(self.study.pairs, self.study.methods.titles(), "study.pairs")[1],
+        ]
+
+
+def _of_methods(place: str, owner: Params | Study, top: Params) -> Iterator[str]:
+    """What does not fit among the methods of params.yaml, or of its study."""
+    methods, kinds = owner.methods, [*owner.episodes, *owner.labelled]
+    for both in sorted(set(owner.episodes) & set(owner.labelled)):
+        yield (
+            f"'{both}' stands under {place}episodes and {place}labelled; give one of them another "
+            "name"
+        )
+    for name, meta in methods.meta.items():
+        if meta.episodes not in kinds:
+            yield (
+                f"{place}methods.meta.{name}.episodes is '{meta.episodes}', which is no entry of "
+                f"'{place}episodes' or '{place}labelled' ({', '.join(kinds)})"
+            )
+    tables = {k: dict(getattr(methods, k, {})) for k in ("zero_shot", "direct", "meta")}
+    for one, other in itertools.combinations(tables, 2):
+        for both in sorted(set(tables[one]) & set(tables[other])):
+            yield (
+                f"method '{both}' stands under {place}methods.{one} and {place}methods.{other}; "
+                "give one of them another name"
+            )
+    for table in ("direct", "meta"):
+        for name, method in tables[table].items():
+            if complaint := _of_prompt(method, top.context_tokens):
+                yield f"{place}methods.{table}.{name}: {complaint}"
+
+
+def _of_prompt(method: Method, context_tokens: int) -> str | None:
+    """What a kind of prompt refuses when it is made, which may be hours later."""
+    tokens = method.tokens or context_tokens
+    if method.prompt == "joint" and tokens % 2:
+        return (
+            f"a joint prompt divides its tokens between text and image, but there are {tokens}; "
+            "make 'tokens' or 'context_tokens' an even number"
+        )
+    if method.prompt == "cocoop" and method.depth > 1:
+        return "'depth' of cocoop is 1: it learns tokens at the text tower's input only"
+    return None
 
 
 def check(path: Path | str) -> Params:
@@ -164,7 +241,8 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         for path in arguments or ["params.yaml"]:
-            check(path)
+            for remark in check(path).remarks():
+                print(f"warning: {path}: {remark}", file=sys.stderr)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,14 +17,14 @@ from pipeline.benchmarks.headline import headline
 from pipeline.benchmarks.judged import read_epochs, read_verdicts
 from pipeline.benchmarks.scores import interval
 from pipeline.errors import InputError
-from pipeline.gram.params import Study
+from pipeline.gram.params import Study, known_pairs
 from pipeline.params import load_params
 from pipeline.report import figures
 from pipeline.report.formats import as_csv, as_html
 from pipeline.report.page import figure_html, render
 from pipeline.report.published import published
 from pipeline.report.tables import study_tables
-from pipeline.stage import parser, run
+from pipeline.stage import parser, run, warn
 
 READS = {"study": ("study", Study)}
 FIGURES = ("base", "new", "H")
@@ -117,7 +117,10 @@ def main():
         m.title: [pl.read_csv(args.runs / n / str(seed) / "curve.csv") for seed in p.study.seeds]
         for n, m in regulated.items()
     }
-    rows, pairs = method_rows(runs, titles), pair_rows(runs, p.study.pairs, titles)
+    compared, remarks = known_pairs(p.study.pairs, titles, "study.pairs")
+    for remark in remarks:
+        warn(remark)
+    rows, pairs = method_rows(runs, titles), pair_rows(runs, compared, titles)
 
     tables = study_tables(rows, sources, published())
     html = render(

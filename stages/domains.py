@@ -15,10 +15,10 @@ from pipeline.clustering.domains import find_domains
 from pipeline.clustering.params import Domains
 from pipeline.clustering.schemas import CLUSTERS, DOMAINS
 from pipeline.pairs.reading import read_image_features
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
 
-READS = {"seed": ("seed", int), "domains": ("domains", Domains)}
+READS = {"seed": ("seed", Seed), "domains": ("domains", Domains)}
 
 
 def main():

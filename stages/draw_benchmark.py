@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
 from pipeline.world.concepts import load_concepts
 from pipeline.world.params import DrawnBenchmark
 from pipeline.world.sites import choose_classes, draw_benchmark
 
-READS = {"seed": ("seed", int), "benchmark": ("world.benchmarks.{name}", DrawnBenchmark)}
+READS = {"seed": ("seed", Seed), "benchmark": ("world.benchmarks.{name}", DrawnBenchmark)}
 
 
 def main():

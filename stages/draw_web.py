@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
 from pipeline.world.concepts import load_concepts
 from pipeline.world.params import Web
 from pipeline.world.sites import choose_classes, draw_web
 
-READS = {"seed": ("seed", int), "web": ("world.webs.{name}", Web)}
+READS = {"seed": ("seed", Seed), "web": ("world.webs.{name}", Web)}
 
 
 def main():

@@ -22,11 +22,11 @@ from pipeline.episodes.shards import write_shards
 from pipeline.episodes.tasks import Pool, draw, rows_of
 from pipeline.pairs.reading import locate_pictures, read_image_features
 from pipeline.pairs.schemas import PAIRS
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
 
 READS = {
-    "seed": ("seed", int),
+    "seed": ("seed", Seed),
     "ways": ("ways", Ways),
     "support_shots": ("support_shots", Shots),
     "query_shots": ("query_shots", Shots),

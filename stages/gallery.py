@@ -20,13 +20,13 @@ from pipeline.pairs.index import failure_reasons
 from pipeline.pairs.noise import least_score
 from pipeline.pairs.params import Filter
 from pipeline.pairs.schemas import KEPT, PAIRS
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.report import figures
 from pipeline.report.gallery import topic_cards
 from pipeline.report.params import Gallery
 from pipeline.stage import parser, run
 
-READS = {"seed": ("seed", int), "filter": ("filter", Filter), "gallery": ("gallery", Gallery)}
+READS = {"seed": ("seed", Seed), "filter": ("filter", Filter), "gallery": ("gallery", Gallery)}
 
 
 def main():

@@ -14,11 +14,11 @@ from pipeline.benchmarks.params import Count
 from pipeline.benchmarks.reader import Pictures
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
 
 READS = {
-    "seed": ("seed", int),
+    "seed": ("seed", Seed),
     "backbone": ("backbone", BackboneParams),
     "path": ("{table}.{name}.path", str),
     "list": ("{table}.{name}.list", str | None),

@@ -17,11 +17,11 @@ from pipeline.benchmarks.labelled import labelled_pictures, labelled_pool
 from pipeline.episodes.params import Episodes, Shots, Ways
 from pipeline.episodes.shards import write_shards
 from pipeline.episodes.tasks import draw, rows_of
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
 
 READS = {
-    "seed": ("seed", int),
+    "seed": ("seed", Seed),
     "ways": ("ways", Ways),
     "support_shots": ("support_shots", Shots),
     "query_shots": ("query_shots", Shots),

@@ -20,13 +20,13 @@ from pipeline.clip.params import BackboneParams
 from pipeline.gram.learn import LEARNING, learn_start, save_curve
 from pipeline.gram.params import MetaMethod
 from pipeline.gram.serving import MODEL, PACKAGES, SIGNATURE
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.prompts.starts import save_start
 from pipeline.stage import first_process, parser, progress, run, warn
 from pipeline.tracking.journal import keep, model, point
 
 READS = {
-    "seed": ("seed", int),
+    "seed": ("seed", Seed),
     **LEARNING,
     "backbone": ("backbone", BackboneParams),
     "method": ("methods.meta.{name}", MetaMethod),

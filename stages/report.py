@@ -17,8 +17,8 @@ from pipeline.benchmarks.headline import headline, rounded
 from pipeline.benchmarks.params import Benchmark, Protocols, Seeds
 from pipeline.benchmarks.protocols import HALVES, judged_on
 from pipeline.benchmarks.scores import measure
-from pipeline.gram.params import Methods
-from pipeline.params import load_params
+from pipeline.gram.params import Methods, known_pairs
+from pipeline.params import Seed, load_params
 from pipeline.report import figures
 from pipeline.report.formats import as_csv, as_html, as_latex, as_markdown
 from pipeline.report.page import figure_html, render
@@ -26,10 +26,10 @@ from pipeline.report.params import Report
 from pipeline.report.published import published
 from pipeline.report.results import chance, epochs_of, epochs_table, read_results
 from pipeline.report.tables import Findings, result_tables
-from pipeline.stage import parser, run
+from pipeline.stage import parser, run, warn
 
 READS = {
-    "seed": ("seed", int),
+    "seed": ("seed", Seed),
     "methods": ("methods", Methods),
     "benchmarks": ("benchmarks", dict[str, Benchmark]),
     "protocols": ("protocols", dict[str, Protocols]),
@@ -85,7 +85,10 @@ def main():
         published(),
         marks,
     )
-    tables = result_tables(findings, p.report.pairs, p.report.later_methods)
+    pairs, remarks = known_pairs(p.report.pairs, titles, "report.pairs")
+    for remark in remarks:
+        warn(remark)
+    tables = result_tables(findings, pairs, p.report.later_methods)
 
     data = read_json(args.gallery)
     epochs = epochs_of(

@@ -13,12 +13,12 @@ from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.gram.learn import initial_tokens
 from pipeline.gram.params import Method, TokenCount
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.prompts.starts import Start, save_start
 from pipeline.stage import parser, run
 
 READS = {
-    "seed": ("seed", int),
+    "seed": ("seed", Seed),
     "context_tokens": ("context_tokens", TokenCount),
     "backbone": ("backbone", BackboneParams),
     "method": ("methods.direct.{name}", Method),

@@ -13,10 +13,10 @@ from pipeline.artifacts import from_vectors, read_shards, shard_paths, vector_di
 from pipeline.clustering.params import Topics
 from pipeline.clustering.schemas import TOPICS, sentences_schema
 from pipeline.clustering.topics import find_topics
-from pipeline.params import load_params
+from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
 
-READS = {"seed": ("seed", int), "topics": ("topics", Topics)}
+READS = {"seed": ("seed", Seed), "topics": ("topics", Topics)}
 
 
 def main():

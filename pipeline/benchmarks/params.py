@@ -6,10 +6,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.params import Section
+from pipeline.params import Distinct, Name, Section, Seed
 
 Count = Annotated[int, Field(ge=1)]
-Seeds = Annotated[list[int], Field(min_length=1)]
+Counts = Annotated[list[Count], Distinct]
+Seeds = Annotated[list[Seed], Field(min_length=1), Distinct]
+Benchmarks = Annotated[list[Name], Distinct]  # entries of `benchmarks:`
 Layout = Literal[
     "folders",
     "imagenet",
@@ -32,8 +34,9 @@ LAYOUTS = get_args(Layout)
 
 
 def _has_place(template: str) -> str:
-    if template.count("{}") != 1:
-        raise ValueError("must hold {} once, where the class name goes")
+    before, place, after = template.partition("{}")
+    if not place or "{" in before + after or "}" in before + after:
+        raise ValueError("must hold {} once, where the class name goes, and no other brace")
     return template
 
 
@@ -44,8 +47,8 @@ PromptTemplate = Annotated[str, AfterValidator(_has_place)]
 class Shots(Section):
     """Numbers of pictures per class that draws are made of."""
 
-    base: list[Count] = []  # for tuning on the base classes
-    all: list[Count] = []  # for tuning on all classes
+    base: Counts = []  # for tuning on the base classes
+    all: Counts = []  # for tuning on all classes
 
 
 class Benchmark(Section):
@@ -54,7 +57,9 @@ class Benchmark(Section):
     # folders: <train|test>/[<domain>/]<class>/<picture>; the others: docs/benchmarks.md
     layout: Layout = "folders"
     path: str  # its folder, or a zip
-    domains: list[str] | None = None  # test pictures of these domains only
+    domains: Annotated[list[str], Field(min_length=1), Distinct] | None = (
+        None  # test pictures of these domains only
+    )
     template: PromptTemplate  # of zero-shot CLIP
     shots: Shots = Shots()  # few-shot draws to prepare
 
@@ -65,11 +70,11 @@ class Protocols(Section):
     """
 
     # shots: tuned on its base classes, judged on its base and its new classes
-    base_to_new: list[Count] = []
+    base_to_new: Counts = []
     # shots: tuned on all its classes, judged on its test pictures and …
-    all_classes: list[Count] = []
-    cross_domain: list[str] = []  # … on these benchmarks: other domains of the same classes
-    cross_dataset: list[str] = []  # … and on these: other classes
+    all_classes: Counts = []
+    cross_domain: Benchmarks = []  # … on these benchmarks: other domains of the same classes
+    cross_dataset: Benchmarks = []  # … and on these: other classes
 
     @model_validator(mode="after")
     def _tunes_something(self) -> Protocols:
@@ -113,4 +118,4 @@ class Tuning(Section):
 class Evaluate(Section):
     """What is judged beside the tokens after the last epoch."""
 
-    curve_epochs: list[Count]  # epochs after which base and new accuracy are measured too
+    curve_epochs: Counts  # epochs after which base and new accuracy are measured too

@@ -6,13 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.benchmarks.params import PromptTemplate
+from pipeline.benchmarks.params import Benchmarks, PromptTemplate
 from pipeline.episodes.params import Episodes, Labelled
-from pipeline.params import Section
+from pipeline.params import Distinct, Name, Section, Seed, did_you_mean
 
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 TokenCount = Annotated[int, Field(ge=1, le=64)]
+# (method, the one it is compared with)
+Pairs = Annotated[
+    list[Annotated[list[Name], Field(min_length=2, max_length=2), Distinct]], Distinct
+]
 Prompt = Literal["coop", "cocoop", "vpt", "joint", "coupled"]
 
 
@@ -21,7 +25,7 @@ class ZeroShot(Section):
 
     title: str  # its name in tables and plots
     # for every benchmark alike, their features averaged; null: each benchmark's own
-    templates: Annotated[list[PromptTemplate], Field(min_length=1)] | None = None
+    templates: Annotated[list[PromptTemplate], Field(min_length=1), Distinct] | None = None
 
 
 class Method(Section):
@@ -78,8 +82,8 @@ class Outer(Section):
 class Tuned(Section):
     """Methods that learn something."""
 
-    direct: dict[str, Method]  # tuned from their own initial tokens
-    meta: dict[str, MetaMethod]  # learned from episodes first (Algorithm 1), then tuned from there
+    direct: dict[Name, Method]  # tuned from their own initial tokens
+    meta: dict[Name, MetaMethod]  # learned from episodes first (Algorithm 1), then tuned from there
 
     def titles(self) -> dict[str, str]:
         return {name: method.title for name, method in (self.direct | self.meta).items()}
@@ -88,7 +92,7 @@ class Tuned(Section):
 class Methods(Tuned):
     """The methods that are compared."""
 
-    zero_shot: dict[str, ZeroShot]
+    zero_shot: dict[Name, ZeroShot]
 
     def titles(self) -> dict[str, str]:
         return {name: method.title for name, method in self.zero_shot.items()} | super().titles()
@@ -100,12 +104,32 @@ class Study(Section):
     """
 
     # of initial tokens, episodes and the few-shot draw at once
-    seeds: Annotated[list[int], Field(min_length=2)]
-    episodes: dict[str, Episodes]  # tasks, drawn anew for every seed
-    labelled: dict[str, Labelled]
+    seeds: Annotated[list[Seed], Field(min_length=2), Distinct]
+    episodes: dict[Name, Episodes]  # tasks, drawn anew for every seed
+    labelled: dict[Name, Labelled]
     methods: Tuned
     # tuned on their base classes, judged on both halves
-    benchmarks: Annotated[list[str], Field(min_length=1)]
+    benchmarks: Annotated[Benchmarks, Field(min_length=1)]
     shots: Count
     # (method, the one it is compared with)
-    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    pairs: Pairs
+
+
+def known_pairs(
+    pairs: list[list[str]], titles: dict[str, str], place: str
+) -> tuple[list[list[str]], list[str]]:
+    """The pairs of methods that there are, and a remark on each other one: a method that was
+    removed may still stand in `place`.
+    """
+    kept, remarks = [], []
+    for pair in pairs:
+        missing = [name for name in pair if name not in titles]
+        if missing:
+            hint = did_you_mean(missing[0], titles) if titles else ""
+            remarks.append(
+                f"{place} compares {' with '.join(pair)}, but there is no method '{missing[0]}'"
+                f"{hint}; this pair is left out"
+            )
+        else:
+            kept.append(pair)
+    return kept, remarks

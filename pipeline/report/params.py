@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.gram.params import Pairs
 from pipeline.params import Section
 
 Count = Annotated[int, Field(ge=1)]
@@ -24,5 +25,5 @@ class Report(Section):
 
     resamples: Annotated[int, Field(ge=1000)]  # of the bootstrap over test pictures
     # (method, the one it is compared with)
-    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    pairs: Pairs
     later_methods: bool  # published averages of other methods below the paper's Table 1

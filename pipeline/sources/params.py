@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.params import Section
+from pipeline.params import Distinct, Section
 
 
 class Obtain(Section):
@@ -25,7 +25,7 @@ class Source(Section):
     table: str
     obtain: Obtain | None  # fetch the table if it is not there; null: never
     # names of the columns of a table without a header row; null: it has one
-    columns: list[str] | None
+    columns: Annotated[list[str], Field(min_length=1), Distinct] | None
     # folder or zip in `path` that relative URLs point into; null: all URLs are absolute
     pictures: str | None
     # rows without caption or URL, or with stray tabs: stop, or drop and count

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.params import Section
+from pipeline.params import Distinct, Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Strength = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
+Names = Annotated[list[str], Field(min_length=1), Distinct]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -20,7 +21,7 @@ class Web(Section):
     classes: Count  # how many classes of the file, drawn evenly from its families
     pictures_per_class: Count
     size: Count  # pixels, square
-    styles: list[str]  # the visual domains
+    styles: Names  # the visual domains
     strength: Strength  # weakest and strongest a style is applied
     wrong_captions: Share  # share of pictures captioned as something else
     dead_links: Share
@@ -33,13 +34,13 @@ class DrawnBenchmark(Section):
     """A labelled dataset with a training and a test part, drawn in several styles."""
 
     concepts: str
-    families: list[str]  # families of the concepts file that the classes come from
+    families: Names  # families of the concepts file that the classes come from
     classes: Count
     size: Count
     train_per_class: Count
     test_per_class: Count
-    train_styles: list[str]  # few-shot pictures come from these domains …
-    test_styles: list[str]  # … and accuracy is measured on these
+    train_styles: Names  # few-shot pictures come from these domains …
+    test_styles: Names  # … and accuracy is measured on these
     strength: Strength
 
 
