@@ -40,6 +40,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.benchmarks.cache import Draw
 from pipeline.benchmarks.params import Tuning
 from pipeline.benchmarks.views import train_view
 from pipeline.clip.backbone import Backbone, image_features
@@ -47,6 +48,7 @@ from pipeline.gram.regulator import Phi
 from pipeline.gram.tune import learning_rate, tune
 from pipeline.prompts import METHODS
 from pipeline.prompts.base import Tokens
+from pipeline.prompts.starts import Start
 
 SHOTS, SEED = 16, 1
 SETTINGS = Tuning(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
@@ -128,9 +130,8 @@ def ours(
     """(epochs, m) predictions after every epoch."""
     method = METHODS["coop"](backbone)
     with times.spent("training"):
-        states = tune(
-            method, theta, phi, INNER.input_scale, data.names, views, data.labels, SETTINGS, SEED
-        )
+        start = Start("coop", 1, theta, phi, INNER.input_scale)
+        states = tune(method, start, Draw(views, data.labels, data.names), SETTINGS, SEED)
     with times.spent("evaluation"), torch.no_grad():
         classes = method.prepare([data.names])
         tokens = [

@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType, SimpleNamespace
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -23,6 +24,9 @@ from pipeline.errors import InputError
 # Every name that params.yaml may hold at its top, generated from pipeline/schema.py. It is data,
 # not a module: it changes no result, so no stage depends on it.
 JSON_SCHEMA = Path(__file__).with_name("params.schema.json")
+
+
+Settings = TypeVar("Settings")
 
 
 class Section(BaseModel):
@@ -167,3 +171,8 @@ def load_params(
         found[attribute] = validate(kind, lookup(values, full, path), full, path)
         _read[full] = lookup(values, full, path)
     return SimpleNamespace(**found)
+
+
+def settings_of(kind: type[Settings], found: SimpleNamespace) -> Settings:
+    """A dataclass of the parameters that `load_params` found under its fields' names."""
+    return kind(**{field.name: getattr(found, field.name) for field in fields(kind)})

@@ -14,10 +14,10 @@ from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.clip.backbone import load_backbone
 from pipeline.gram.learn import initial_tokens
 from pipeline.gram.params import Method, TokenCount
-from pipeline.gram.trial import TRIAL, tune_and_judge
-from pipeline.params import load_params
+from pipeline.gram.trial import TRIAL, Trial, tune_and_judge
+from pipeline.params import load_params, settings_of
 from pipeline.prompts.starts import Start
-from pipeline.stage import parser, progress, run
+from pipeline.stage import parser, run
 from pipeline.tracking.journal import keep, point
 
 READS = {
@@ -51,18 +51,7 @@ def main():
         )
         start = Start(p.method.prompt, p.method.depth, theta, {}, "none")
         words = tune_and_judge(
-            backbone,
-            start,
-            args.seed,
-            args.benchmarks,
-            work,
-            benchmarks=p.benchmarks,
-            sources=p.sources,
-            shots=p.shots,
-            draws=p.draws,
-            tuning=p.tuning,
-            progress=progress,
-            watch=point,
+            backbone, start, args.seed, settings_of(Trial, p), args.benchmarks, work, point
         )
     keep(args.out.glob("*.csv"))
     return f"{args.name}, seed {args.seed}: {words}", {}, args.metrics

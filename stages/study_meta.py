@@ -7,21 +7,23 @@
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
+import argparse
 from pathlib import Path
 
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.clip.backbone import load_backbone
 from pipeline.gram.learn import LEARNING, learn_start, save_curve
-from pipeline.gram.params import MetaMethod
-from pipeline.gram.trial import TRIAL, tune_and_judge
-from pipeline.params import load_params
-from pipeline.stage import parser, progress, run
+from pipeline.gram.params import Learning, MetaMethod
+from pipeline.gram.train import Workplace
+from pipeline.gram.trial import TRIAL, Trial, tune_and_judge
+from pipeline.params import load_params, settings_of
+from pipeline.stage import parser, run
 from pipeline.tracking.journal import keep, point
 
 READS = {**LEARNING, **TRIAL, "method": ("study.methods.meta.{name}", MetaMethod)}
 
 
-def main():
+def arguments() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of study.methods.meta")
     cli.add_argument(
@@ -40,45 +42,22 @@ def main():
             "the start"
         ),
     )
-    args = cli.parse_args()
+    return cli.parse_args()
+
+
+def main():
+    args = arguments()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
     episodes = args.episodes / p.method.episodes / str(args.seed)
     with resumable_folder(
         args.out, fingerprint((p, args.name, args.seed), episodes, p.backbone.path)
     ) as work:
-        start, curve = learn_start(
-            backbone,
-            p.method,
-            episodes,
-            work,
-            seed=args.seed,
-            context_tokens=p.context_tokens,
-            inner_lr=p.inner_lr,
-            inner_steps=p.inner_steps,
-            regulator=p.regulator,
-            outer=p.outer,
-            outer_lr=p.outer_lr,
-            regulator_lr=p.regulator_lr,
-            meta_batch=p.meta_batch,
-            meta_steps=p.meta_steps,
-            progress=progress,
-            watch=point,
-        )
+        place = Workplace(episodes, work, watch=point)
+        start, curve = learn_start(backbone, p.method, settings_of(Learning, p), args.seed, place)
         save_curve(curve, work / "curve.csv")
         words = tune_and_judge(
-            backbone,
-            start,
-            args.seed,
-            args.benchmarks,
-            work,
-            benchmarks=p.benchmarks,
-            sources=p.sources,
-            shots=p.shots,
-            draws=p.draws,
-            tuning=p.tuning,
-            progress=progress,
-            watch=point,
+            backbone, start, args.seed, settings_of(Trial, p), args.benchmarks, work, point
         )
         (work / "checkpoint.safetensors").unlink(missing_ok=True)
     keep(args.out.glob("*.csv"))

@@ -11,6 +11,7 @@ on all classes.
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ READS = {
 }
 
 
-def main():
+def arguments() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of `protocols:`")
     cli.add_argument(
@@ -49,32 +50,24 @@ def main():
     cli.add_argument(
         "--out", type=Path, required=True, help="folder for <classes>-<shots>-<seed>.safetensors"
     )
-    args = cli.parse_args()
+    return cli.parse_args()
+
+
+def main():
+    args = arguments()
     p = load_params(args.params, READS, name=args.name)
     start = load_start(args.start)
     method = method_of(start.about, load_backbone(p.backbone.path), p.template)
-    runs = runs_of(p.protocols, p.seeds)
+    runs, settings = runs_of(p.protocols, p.seeds), p.tuning.of(start.prompt)
     with resumable_folder(
         args.out, fingerprint((p, args.name), args.start, args.benchmark, p.backbone.path)
     ) as work:
         for run_ in progress(runs, "runs"):
             path = tuned_path(work, *run_)
             if not path.exists():
-                draw = few_shots(args.benchmark, method, *run_)
-                curve = f"loss/{path.stem}"
-                tuned = tune(
-                    method,
-                    start.theta,
-                    start.phi,
-                    start.input_scale,
-                    draw.names,
-                    draw.views,
-                    draw.labels,
-                    p.tuning.of(start.prompt),
-                    run_.seed,
-                    lambda epoch, loss: point(epoch, **{curve: loss}),
-                )
-                save_tuned(tuned, path, start.about)
+                draw, curve = few_shots(args.benchmark, method, *run_), f"loss/{path.stem}"
+                told = lambda epoch, loss, curve=curve: point(epoch, **{curve: loss})
+                save_tuned(tune(method, start, draw, settings, run_.seed, told), path, start.about)
     keep(args.out.iterdir())
     last = load_tuned(tuned_path(args.out, *runs[-1]))[0][-1]
     moved = torch.cat([(last[m] - start.theta[m]).flatten() for m in start.theta]).norm().item()

@@ -9,6 +9,7 @@ from conftest import ROOT
 from test_training import WAYS, cosine, one_step, outer, start, tensors_of, train, write_episodes
 from torch.nn import functional as F
 
+from pipeline.benchmarks.cache import Draw
 from pipeline.benchmarks.params import Tuning
 from pipeline.clip.backbone import load_backbone, open_picture
 from pipeline.episodes.shards import read_episodes
@@ -144,8 +145,9 @@ def test_tuning_takes_it(backbone, episodes, name):
         return F.cross_entropy(logits, torch.from_numpy(labels))
 
     # One epoch is one step here: θ − warmup_lr · (R^φ(g) + weight_decay · θ).
+    one = Draw([views], labels, names)
     for regulator in (phi, {}):
-        kept = tune(method, begin, regulator, "rms", names, [views], labels, settings, seed=0)
+        kept = tune(method, Start(name, 1, begin, regulator, "rms"), one, settings, seed=0)
         leaves = {k: v.clone().requires_grad_() for k, v in begin.items()}
         g = dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values()))))
         g = regulate(regulator, {k: v.unsqueeze(0) for k, v in g.items()}, "rms")
@@ -153,7 +155,8 @@ def test_tuning_takes_it(backbone, episodes, name):
             expected = before - 0.001 * (g[key][0] + 0.1 * before)
             assert (kept[0][key] - expected).abs().max() < 1e-5 * expected.abs().max(), key
 
-    kept = tune(method, begin, phi, "rms", names, [views] * 6, labels, settings, seed=0)
+    six = Draw([views] * 6, labels, names)
+    kept = tune(method, Start(name, 1, begin, phi, "rms"), six, settings, seed=0)
     with torch.no_grad():
         assert len(kept) == 6 and loss(kept[-1]) < loss(kept[0]) < loss(begin)
     assert set(labels) == set(range(WAYS))

@@ -1,6 +1,7 @@
 """dvc.yaml against the code: dependencies, parameters, and what a change reruns."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import re
@@ -13,10 +14,15 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from pipeline.code import WATCHING, closure, digests
+from pipeline.gram.params import Learning
+from pipeline.gram.trial import Trial
 
 MAIN = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 STUDY = YAML(typ="safe").load(ROOT / "study" / "stages.yaml")["stages"]
 STAGES = MAIN | {f"study/{name}": stage for name, stage in STUDY.items()}
+
+
+SETTINGS = {"Learning": Learning, "Trial": Trial}
 
 
 def body(name):
@@ -137,7 +143,10 @@ def test_declares_exactly_the_parameters_it_reads(name):
         for n in ast.walk(ast.parse(path.read_text()))
         if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "p"
     }
-    # `fingerprint((p, …))` uses them all, but naming each keeps the script readable
+    # `fingerprint((p, …))` uses them all, but naming each keeps the script readable; what goes into
+    # one object is named by its fields
+    for kind in re.findall(r"settings_of\((\w+), p\)", path.read_text()):
+        used |= {field.name for field in dataclasses.fields(SETTINGS[kind])}
     assert used == set(listed)
 
 

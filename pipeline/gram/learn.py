@@ -4,8 +4,8 @@ meta-learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import polars as pl
 import torch
@@ -13,25 +13,16 @@ import torch
 from pipeline.artifacts import replacing
 from pipeline.clip.backbone import Backbone
 from pipeline.gram.meta import InnerStep
-from pipeline.gram.params import Count, MetaMethod, Method, Outer, Rate, Regulator, TokenCount
+from pipeline.gram.params import Learning, MetaMethod, Method
 from pipeline.gram.regulator import initial_phi
-from pipeline.gram.train import meta_train
+from pipeline.gram.train import Training, Workplace, meta_train
 from pipeline.prompts import METHODS, PromptMethod
 from pipeline.prompts.base import Tokens
 from pipeline.prompts.starts import Start
-from pipeline.stage import unwatched
 
-# What `learn_start` needs of params.yaml, for a stage's READS.
+# The fields of `Learning` for a stage's READS: attribute → (key, type).
 LEARNING = {
-    "context_tokens": ("context_tokens", TokenCount),
-    "inner_lr": ("inner_lr", Rate),
-    "inner_steps": ("inner_steps", Count),
-    "outer_lr": ("outer_lr", Rate),
-    "regulator_lr": ("regulator_lr", Rate),
-    "meta_batch": ("meta_batch", Count),
-    "meta_steps": ("meta_steps", Count),
-    "regulator": ("regulator", Regulator),
-    "outer": ("outer", Outer),
+    name: (name, kind) for name, kind in get_type_hints(Learning, include_extras=True).items()
 }
 
 
@@ -43,62 +34,44 @@ def initial_tokens(
     return made, made.initial(method.tokens or context_tokens, generator, method.init)
 
 
+def training_of(method: MetaMethod, settings: Learning) -> Training:
+    """The common settings with the method's own factors and number of steps."""
+    inner = InnerStep(
+        settings.inner_lr * method.inner_lr_factor,
+        settings.inner_steps if method.algorithm == "gram" else 0,
+        method.order == "second",
+        settings.regulator.input_scale,
+    )
+    return Training(
+        inner,
+        settings.outer,
+        outer_lr=settings.outer_lr * method.outer_lr_factor,
+        regulator_lr=settings.regulator_lr,
+        batch=settings.meta_batch,
+        steps=method.steps or settings.meta_steps,
+    )
+
+
 def learn_start(
-    backbone: Backbone,
-    method: MetaMethod,
-    episodes: Path,
-    work: Path,
-    *,
-    seed: int,
-    context_tokens: int,
-    inner_lr: float,
-    inner_steps: int,
-    regulator: Regulator,
-    outer: Outer,
-    outer_lr: float,
-    regulator_lr: float,
-    meta_batch: int,
-    meta_steps: int,
-    progress,
-    watch: Callable = unwatched,
-    at_once: int | None = None,
+    backbone: Backbone, method: MetaMethod, settings: Learning, seed: int, place: Workplace
 ) -> tuple[Start, list[dict]]:
-    """Meta-learns θ* and φ* (Algorithm 1), or pre-trains θ on the same tasks; see `meta_train` for
-    the arguments.
+    """Meta-learns θ* and φ* (Algorithm 1), or pre-trains θ on the same tasks.
+
+    Args:
+        seed: of the initial tokens and φ.
 
     Returns:
-        The start, and one row of figures per meta-step.
+        The start, and one row of figures per meta-step (see `meta_train`).
     """
     generator = torch.Generator().manual_seed(seed)
-    prompt, theta = initial_tokens(backbone, method, context_tokens, generator)
-    meta = method.algorithm == "gram"
-    phi = initial_phi(theta, regulator, generator) if meta and method.regulator == "affine" else {}
+    prompt, theta = initial_tokens(backbone, method, settings.context_tokens, generator)
+    regulated = method.algorithm == "gram" and method.regulator == "affine"
+    phi = initial_phi(theta, settings.regulator, generator) if regulated else {}
     for leaf in (*theta.values(), *phi.values()):
         leaf.requires_grad_()
-    inner = InnerStep(
-        inner_lr * method.inner_lr_factor,
-        inner_steps if meta else 0,
-        method.order == "second",
-        regulator.input_scale,
-    )
-    curve = meta_train(
-        prompt,
-        theta,
-        phi,
-        episodes,
-        work,
-        inner=inner,
-        outer=outer,
-        outer_lr=outer_lr * method.outer_lr_factor,
-        regulator_lr=regulator_lr,
-        batch=meta_batch,
-        steps=method.steps or meta_steps,
-        progress=progress,
-        watch=watch,
-        at_once=at_once,
-    )
+    curve = meta_train(prompt, theta, phi, training_of(method, settings), place)
     theta, phi = ({k: v.detach() for k, v in part.items()} for part in (theta, phi))
-    return Start(method.prompt, method.depth, theta, phi, regulator.input_scale), curve
+    return Start(method.prompt, method.depth, theta, phi, settings.regulator.input_scale), curve
 
 
 def save_curve(curve: list[dict], path: Path) -> None:

@@ -20,6 +20,11 @@ def join(device: torch.device) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def rank() -> int:
+    """Which of the processes this is; 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def mean_over_processes(tensors: list[Tensor]) -> None:
     """Replaces each tensor (all of one type) by its mean over all processes. With shares of
     equal size that is the whole batch's mean.

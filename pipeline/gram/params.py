@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -77,6 +78,21 @@ class Outer(Section):
     # meta-steps between looks at the loss before adaptation and at the gradients' agreement
     measure_every: Count
     checkpoint_every: Count  # meta-steps
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What meta-learning needs of params.yaml beside the method's own entry, by its names there."""
+
+    context_tokens: TokenCount
+    inner_lr: Rate
+    inner_steps: Count
+    outer_lr: Rate
+    regulator_lr: Rate
+    meta_batch: Count
+    meta_steps: Count
+    regulator: Regulator
+    outer: Outer
 
 
 class Tuned(Section):

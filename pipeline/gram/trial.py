@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.benchmarks.cache import few_shots
 from pipeline.benchmarks.evaluation import judge_source
 from pipeline.benchmarks.headline import headline, in_words
 from pipeline.benchmarks.judged import read_verdicts, save_judged
-from pipeline.benchmarks.params import Benchmark, Count, Seeds, Protocols, Tuning
+from pipeline.benchmarks.params import Benchmark, Count, Protocols, Seeds, Tuning
 from pipeline.clip.backbone import Backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.gram.tune import tune
 from pipeline.prompts.starts import Start, method_of, save_start
+from pipeline.stage import progress, unwatched
 
-# What `tune_and_judge` needs of params.yaml, for a stage's READS.
+
+@dataclass(frozen=True)
+class Trial:
+    """What a start is tuned on: `shots` pictures per class of every benchmark of `sources`.
+
+    Attributes:
+        draws: seeds of the few-shot draws; seed s of a study takes the s-th of them, in turn.
+    """
+
+    benchmarks: dict[str, Benchmark]
+    sources: list[str]
+    shots: int
+    draws: list[int]
+    tuning: Tuning
+
+
+# The fields of `Trial`, and the backbone, for a stage's READS.
 TRIAL = {
     "backbone": ("backbone", BackboneParams),
     "benchmarks": ("benchmarks", dict[str, Benchmark]),
@@ -30,22 +48,15 @@ def tune_and_judge(
     backbone: Backbone,
     start: Start,
     seed: int,
+    trial: Trial,
     folder: Path,
     work: Path,
-    *,
-    benchmarks: dict[str, Benchmark],
-    sources: list[str],
-    shots: int,
-    draws: list[int],
-    tuning: Tuning,
-    progress,
-    watch: Callable,
+    watch: Callable = unwatched,
 ) -> str:
     """Writes the start and, for every source, <source>.parquet and <source>.csv (accuracy after
     every epoch) to `work`.
 
     Args:
-        seed: of the run; the few-shot draw is `draws[seed − 1]`, in turn.
         folder: the benchmarks' artifacts, a folder each.
         watch: told of every epoch's mean loss on every source.
 
@@ -53,32 +64,17 @@ def tune_and_judge(
         The averages over benchmarks in words.
     """
     save_start(start, work)
-    draw = draws[(seed - 1) % len(draws)]
-    settings = Protocols(base_to_new=[shots])
-    for name in progress(sources, "benchmarks"):
-        method = method_of(start.about, backbone, benchmarks[name].template)
-        found = few_shots(folder / name, method, "base", shots, draw)
+    draw, shots = trial.draws[(seed - 1) % len(trial.draws)], trial.shots
+    settings, tuning = Protocols(base_to_new=[shots]), trial.tuning.of(start.prompt)
+    for name in progress(trial.sources, "benchmarks"):
+        method = method_of(start.about, backbone, trial.benchmarks[name].template)
+        drawn = few_shots(folder / name, method, "base", shots, draw)
+        curve = f"loss/{name}"
         tuned = tune(
-            method,
-            start.theta,
-            start.phi,
-            start.input_scale,
-            found.names,
-            found.views,
-            found.labels,
-            tuning.of(start.prompt),
-            draw,
-            lambda epoch, loss: watch(epoch, **{f"loss/{name}": loss}),
+            method, start, drawn, tuning, draw, lambda epoch, loss: watch(epoch, **{curve: loss})
         )
-        states = {
-            (shots, seed, epoch): tokens for epoch, tokens in enumerate([start.theta, *tuned])
-        }
-        save_judged(
-            judge_source(name, settings, {"base": states, "all": {}}, lambda _: method, folder),
-            work,
-            name,
-        )
-    return (
-        f"{in_words(headline(read_verdicts(work, sources), {}))}, average of {len(sources)} "
-        "benchmarks"
-    )
+        after = {(shots, seed, epoch): t for epoch, t in enumerate([start.theta, *tuned])}
+        judged = judge_source(name, settings, {"base": after, "all": {}}, lambda _: method, folder)
+        save_judged(judged, work, name)
+    found = headline(read_verdicts(work, trial.sources), {})
+    return f"{in_words(found)}, average of {len(trial.sources)} benchmarks"
