@@ -11,7 +11,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -169,22 +169,47 @@ def vector_dim(path: Path | str, column: str) -> int:
     return found.field(column).type.list_size
 
 
-def to_vectors(values: np.ndarray) -> pa.Array:
-    """(n, d) float array → Arrow column of float16 vectors."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=np.float16).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+def usable(values: np.ndarray) -> np.ndarray:
+    """(n,) True where a row of (n, d) is a direction as float16 vectors are kept: every number
+    finite, not all of them zero.
+    """
+    with np.errstate(over="ignore"):
+        kept = np.asarray(values).astype(np.float16, copy=False)
+    return np.isfinite(kept).all(axis=1) & kept.any(axis=1)
+
+
+def check_usable(values: np.ndarray, keys: Sequence[str], path: Path | str) -> None:
+    """Raises InputError naming `path` and the key of the first row that is no direction."""
+    if len(wrong := np.flatnonzero(~usable(values))):
+        raise InputError(
+            f"{path}: the vector of '{keys[int(wrong[0])]}' is zero or not finite ({len(wrong)} of "
+            f"{len(values)} are); the stage that writes them leaves such ones out, so it is damaged "
+            "or made by another version: delete it and run `dvc repro`"
+        )
+
+
+def to_vectors(values: np.ndarray, there: np.ndarray | None = None) -> pa.Array:
+    """(n, d) float array → Arrow column of float16 vectors, null where (n,) `there` is False."""
+    with np.errstate(over="ignore"):
+        flat = pa.array(np.ascontiguousarray(values, dtype=np.float16).reshape(-1))
+    mask = None if there is None or there.all() else pa.array(~there)
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
 
 
 def from_vectors(column: pa.ChunkedArray) -> np.ndarray:
-    """Arrow column of float16 vectors → (n, d) float32 array."""
+    """Arrow column of float16 vectors → (n, d) float32 array, rows of NaN for nulls."""
+    dim = column.type.list_size
     chunks = [
-        np.asarray(c.flatten()).reshape(-1, c.type.list_size) for c in column.chunks if len(c)
+        np.asarray(c.values.slice(c.offset * dim, len(c) * dim)).reshape(-1, dim)
+        for c in column.chunks
+        if len(c)
     ]
-    return (
-        np.concatenate(chunks).astype(np.float32)
-        if chunks
-        else np.zeros((0, column.type.list_size), np.float32)
-    )
+    if not chunks:
+        return np.zeros((0, dim), np.float32)
+    found = np.concatenate(chunks).astype(np.float32)
+    if column.null_count:
+        found[np.asarray(column.is_null())] = np.nan
+    return found
 
 
 def write_json(values: Any, path: Path | str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.errors import InputError
 
 PROBES = 1000  # rows that the recall is measured on
+TIE = 1e-6  # similarities that differ by less are equal: float32 sums of a few hundred products
 
 
 def exact_index(vectors: np.ndarray) -> faiss.Index:
@@ -19,15 +20,30 @@ def exact_index(vectors: np.ndarray) -> faiss.Index:
 
 
 def probes(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(p,) rows that a recall is measured on, and their (p, count) true neighbours."""
+    """(p,) rows that a recall is measured on, and (p,) how similar the last of each one's true
+    `count` neighbours is.
+    """
     n = len(vectors)
     rows = np.random.default_rng(seed).choice(n, min(PROBES, n), replace=False)
-    return rows, exact_index(vectors).search(vectors[rows], count)[1]
+    similarity, _ = exact_index(vectors).search(vectors[rows], min(count, n))
+    return rows, similarity[:, -1]
 
 
-def share_found(true: np.ndarray, found: np.ndarray) -> float:
-    """Recall: which share of the (n, count) true neighbours is among those found."""
-    return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(true, found)]))
+def share_found(
+    vectors: np.ndarray, rows: np.ndarray, found: np.ndarray, least: np.ndarray
+) -> float:
+    """Recall of a search: which share of the true neighbours of some rows is among those found.
+
+    Whatever lies as near as the true ones is one of them: of rows that repeat, a search may give
+    any.
+
+    Args:
+        vectors: (n, d) all rows; rows, least: as `probes` gives them. found: (p, count) neighbours
+            of `rows`, −1 for none.
+    """
+    similarity = np.einsum("pd,pcd->pc", vectors[rows], vectors[found])
+    hits = (found >= 0) & (similarity >= least[:, None] - TIE)
+    return float(hits.sum() / (len(rows) * min(found.shape[1], len(vectors))))
 
 
 def cell_index(
@@ -47,10 +63,10 @@ def cell_index(
     index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1
     index.train(vectors)
     index.add(vectors)
-    rows, true = probes(vectors, count, seed)
+    rows, least = probes(vectors, count, seed)
     index.nprobe = 1
     while True:
-        reached = share_found(true, index.search(vectors[rows], count)[1])
+        reached = share_found(vectors, rows, index.search(vectors[rows], count)[1], least)
         if reached >= recall:
             return index, reached
         if index.nprobe == cells:

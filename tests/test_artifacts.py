@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts import (
+    check_usable,
     fingerprint,
     from_vectors,
     read_json,
@@ -13,6 +14,7 @@ from pipeline.artifacts import (
     replacing,
     resumable_folder,
     to_vectors,
+    usable,
     write_table,
 )
 from pipeline.errors import InputError
@@ -77,6 +79,25 @@ def test_vectors_keep_float16_values():
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float16)
     column = pa.chunked_array([to_vectors(x[:2]), to_vectors(x[2:])])
     assert np.array_equal(from_vectors(column), x.astype(np.float32))
+
+
+ROWS = np.array([[1, 0], [np.nan, 1], [0, 0], [np.inf, 0], [1e6, 1], [1e-9, 0], [0, -1]])
+
+
+def test_vectors_that_are_no_direction():
+    """As float16, in which they are kept: 1e6 is infinite there, and 1e-9 is zero."""
+    assert usable(ROWS).tolist() == [True, False, False, False, False, False, True]
+    assert usable(ROWS.astype(np.float32)).sum() == 2
+    with pytest.raises(InputError, match=r"data/features: the vector of 'b' .*\(5 of 7 are\)"):
+        check_usable(ROWS, list("abcdefg"), "data/features")
+    check_usable(ROWS[[0, 6]], "ab", "data/features")
+
+
+def test_vectors_that_are_missing_keep_their_place():
+    column = pa.chunked_array([to_vectors(ROWS, usable(ROWS)), to_vectors(ROWS[:1])]).slice(1)
+    found = from_vectors(column)
+    assert column.null_count == 5 and found.shape == (7, 2)
+    assert np.isnan(found[:5]).all() and found[5:].tolist() == [[0, -1], [1, 0]]
 
 
 def test_same_table_same_bytes(tmp_path):

@@ -15,7 +15,7 @@ from pipeline.clustering.neighbours import neighbour_graph
 from pipeline.clustering.params import Domains, Label, Topics
 from pipeline.clustering.topics import find_topics, join_outliers
 from pipeline.errors import InputError
-from pipeline.neighbours import search_index
+from pipeline.neighbours import probes, search_index, share_found
 
 
 def label(**changes):
@@ -200,6 +200,25 @@ def test_approximate_graph_says_what_it_finds():
         ),
     ):
         neighbour_graph(x, 10, exact_up_to=1000, recall=1.0, seed=1)
+
+
+def test_recall_counts_ties_by_their_distance():
+    """Of vectors that repeat, a search may give any: it is no fault not to give the same ones."""
+    rng = np.random.default_rng(5)
+    x, _ = groups(100, 15, spread=1.0)
+    x = np.concatenate([x, np.repeat(x[:20], 30, axis=0)])[rng.permutation(2100)]
+    _, recall = neighbour_graph(x, 10, exact_up_to=1000, recall=0.9, seed=1)
+    assert recall > 0.97
+    rows, least = probes(x, 10, seed=0)
+    similarity = x[rows] @ x.T
+    shuffled = rng.permutation(2100)  # ties in another order than faiss's
+    true = shuffled[np.argsort(-similarity[:, shuffled], axis=1)[:, :10]]
+    assert share_found(x, rows, true, least) == 1.0
+    half = true.copy()
+    half[:, ::2] = -1
+    assert share_found(x, rows, half, least) == 0.5
+    far = np.argsort(similarity, axis=1)[:, :10]
+    assert share_found(x, rows, far, least) == 0.0
 
 
 TOPICS = dict(

@@ -34,7 +34,12 @@ from pipeline.pairs.noise import (
     near_duplicates,
 )
 from pipeline.pairs.params import Download, Filter
-from pipeline.pairs.reading import locate_pictures, read_image_features, read_pictures
+from pipeline.pairs.reading import (
+    locate_pictures,
+    read_features,
+    read_image_features,
+    read_pictures,
+)
 from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS, features_schema
 
 
@@ -186,6 +191,27 @@ def test_image_features_come_in_the_order_of_the_keys(tmp_path):
     assert found.dtype == np.float16 and np.array_equal(found, values[[7, 0, 4]])
     with pytest.raises(InputError, match="holds no features of pair 'k9'"):
         read_image_features(tmp_path, pl.Series(["k7", "k9"]))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0])
+def test_features_that_are_no_direction_are_named(tmp_path, wrong):
+    """No score compares with NaN: such pairs would be kept, or dropped, in silence."""
+    values, schema = np.eye(4), features_schema(4)
+    values[2] = wrong
+    keys = [f"k{i}" for i in range(4)]
+    for image, text in ((values, np.eye(4)), (np.eye(4), values)):
+        table = pa.table([keys, to_vectors(image), to_vectors(text)], schema=schema)
+        write_table(table, tmp_path / "00000.parquet", schema)
+        with pytest.raises(InputError, match="the vector of 'k2' is zero or not finite"):
+            read_features(tmp_path)
+    write_table(
+        pa.table([keys, to_vectors(values), to_vectors(np.eye(4))], schema=schema),
+        tmp_path / "00000.parquet",
+        schema,
+    )
+    read_image_features(tmp_path, pl.Series(["k3", "k1"]))
+    with pytest.raises(InputError, match="the vector of 'k2' is zero or not finite"):
+        read_image_features(tmp_path, pl.Series(["k3", "k2"]))
 
 
 def test_a_server_that_is_down(tmp_path):

@@ -52,8 +52,8 @@ def neighbour_graph(
         max_candidates=60,
         n_jobs=1,
     ).neighbor_graph
-    rows, true = probes(vectors, count, seed)
-    reached = share_found(true, found[rows])
+    rows, least = probes(vectors, count, seed)
+    reached = share_found(vectors, rows, found[rows], least)
     if reached < recall:
         raise InputError(
             f"the approximate neighbour graph of {n} captions has a recall of {reached:.3f}, but "

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.artifacts import from_vectors, read_table, shard_paths, vector_dim
+from pipeline.artifacts import check_usable, from_vectors, read_table, shard_paths, vector_dim
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import features_schema
 from pipeline.pairs.tars import read_at, tar_files
@@ -82,18 +82,31 @@ def locate_pictures(
 
 
 def read_features(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Keys, (n, e) image and (n, e) text features of all shards, in key order."""
+    """Keys, (n, e) image and (n, e) text features of all shards, in key order; rows of NaN where
+    the backbone gave none.
+
+    Raises InputError naming the key of a vector that is there and is zero or not finite.
+    """
     paths = shard_paths(folder)
     dim = vector_dim(paths[0], "image")
     table = pa.concat_tables([read_table(p, features_schema(dim)) for p in paths]).sort_by("key")
-    return table["key"].to_pylist(), from_vectors(table["image"]), from_vectors(table["text"])
+    keys = table["key"].to_pylist()
+    image, text = (_checked(table[column], keys, folder) for column in ("image", "text"))
+    return keys, image, text
+
+
+def _checked(column: pa.ChunkedArray, keys: list[str], folder: Path) -> np.ndarray:
+    vectors = from_vectors(column)
+    there = np.flatnonzero(np.asarray(column.is_valid()))
+    check_usable(vectors[there], [keys[row] for row in there], folder)
+    return vectors
 
 
 def read_image_features(folder: Path, keys: pl.Series) -> np.ndarray:
     """(n, e) image features of the pairs `keys`, float16 as they are stored; beside them, one shard
     at a time is in memory.
 
-    Raises InputError if a pair has none.
+    Raises InputError naming the key if a pair has none, or one that is zero or not finite.
     """
     paths = shard_paths(folder)
     dim = vector_dim(paths[0], "image")
@@ -111,4 +124,5 @@ def read_image_features(folder: Path, keys: pl.Series) -> np.ndarray:
             f"{folder}: holds no features of pair '{keys[int(missing.argmax())]}'; run `dvc "
             "repro` so that all files come from one run"
         )
+    check_usable(found, keys, folder)
     return found
