@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test test-slow check benchmarks dag study experiments mlflow team share fetch verify clean
+.PHONY: repro test test-slow lint check benchmarks dag study experiments mlflow team share fetch verify clean
 
 repro: $(READY) check  ## run whatever is stale, from captions to the report
 	@dvc repro
@@ -19,6 +19,10 @@ repro: $(READY) check  ## run whatever is stale, from captions to the report
 
 check: $(READY)  ## is params.yaml sound?
 	@python -m pipeline.schema params.yaml
+
+lint: $(READY)  ## form and rules of the code
+	@ruff format --check .
+	@ruff check .
 
 test: $(READY)  ## everything that CI checks, one demo run included
 	@python -m pytest
@@ -61,7 +65,7 @@ verify: $(READY)  ## are the files in DVC's cache what their names say? damaged 
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
 	@touch $@
 
 $(VENV)/.ray: $(READY)

@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pipeline.clip.text import encode_tokens  # noqa: E402
-from pipeline.world.captions import alt_text  # noqa: E402
-from pipeline.world.concepts import load_concepts  # noqa: E402
-from pipeline.world.drawing import STYLES, draw  # noqa: E402
+from pipeline.clip.text import encode_tokens
+from pipeline.world.captions import alt_text
+from pipeline.world.concepts import load_concepts
+from pipeline.world.drawing import STYLES, draw
 
 CONCEPTS = Path(__file__).parent / "concepts.yaml"
 # How often each style occurs in training. The last four are rare, so their pictures are a new

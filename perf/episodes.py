@@ -34,10 +34,10 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Iterator
 
 import numpy as np
 import torch
@@ -161,16 +161,15 @@ def peer(paths: list[str], kinds: tuple[str, ...]) -> Iterator[Episode]:
         waiting.append(sample)
         if len(waiting) == PER_TASK:
             split = sum("_support_" in s[0] for s in waiting)
-            sides = []
-            for part in (waiting[:split], waiting[split:]):
-                sides.append(
-                    (
-                        np.stack([s[1] for s in part]).astype(np.float32),
-                        np.array([s[2] for s in part]),
-                        tuple(s[4] for s in part) if kinds else (),
-                    )
+            sides = [
+                (
+                    np.stack([s[1] for s in part]).astype(np.float32),
+                    np.array([s[2] for s in part]),
+                    tuple(s[4] for s in part) if kinds else (),
                 )
-            names = dict((s[2], s[3]) for s in waiting)
+                for part in (waiting[:split], waiting[split:])
+            ]
+            names = {s[2]: s[3] for s in waiting}
             (support, support_labels, support_pictures), (query, query_labels, query_pictures) = (
                 sides
             )

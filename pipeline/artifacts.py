@@ -9,16 +9,16 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-
 
 # a flipped bit is an error when it is read, not another number
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
@@ -183,8 +183,8 @@ def check_usable(values: np.ndarray, keys: Sequence[str], path: Path | str) -> N
     if len(wrong := np.flatnonzero(~usable(values))):
         raise InputError(
             f"{path}: the vector of '{keys[int(wrong[0])]}' is zero or not finite ({len(wrong)} of "
-            f"{len(values)} are); the stage that writes them leaves such ones out, so it is damaged "
-            "or made by another version: delete it and run `dvc repro`"
+            f"{len(values)} are); the stage that writes them leaves such ones out, so it is "
+            "damaged or made by another version: delete it and run `dvc repro`"
         )
 
 

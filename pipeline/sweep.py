@@ -20,8 +20,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 import polars as pl
 from rich.console import Console
@@ -76,7 +77,9 @@ def queue(name: str, changes: list[str], passed_on: list[str]) -> int:
     for combination in found:
         check_combination(combination, PARAMS)
     sets = itertools.chain.from_iterable(("-S", change) for change in changes)
-    done = subprocess.run(["dvc", "exp", "run", "--queue", "--name", name, *sets, *passed_on])
+    done = subprocess.run(
+        ["dvc", "exp", "run", "--queue", "--name", name, *sets, *passed_on], check=False
+    )
     if done.returncode:
         raise InputError(f"'{name}': DVC did not queue it; see above")
     return len(found)
@@ -157,7 +160,10 @@ def tabulate(found: list[dict[str, Any]], over: list[str]) -> tuple[list[str], p
 
 def show(name: str, over: list[str], revision: str, out: Path | None) -> None:
     done = subprocess.run(
-        ["dvc", "exp", "show", "--json", "--rev", revision], capture_output=True, text=True
+        ["dvc", "exp", "show", "--json", "--rev", revision],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise InputError(f"'dvc exp show' failed: {done.stderr.strip()}")

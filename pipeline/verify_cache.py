@@ -13,8 +13,9 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Iterator
 
 from pipeline.errors import InputError
 from pipeline.params import read_yaml
@@ -38,18 +39,16 @@ def names_of(store: Path, lock: Path) -> dict[str, str]:
             names[out["md5"]] = out["path"]
             listing = store / out["md5"][:2] / out["md5"][2:]
             if out["md5"].endswith(".dir") and listing.is_file():
-                try:
+                with suppress(json.JSONDecodeError):  # a damaged listing is named as such
                     names |= {
                         entry["md5"]: f"{out['path']}/{entry['relpath']}"
                         for entry in json.loads(listing.read_text())
                     }
-                except json.JSONDecodeError:
-                    pass  # the listing itself is damaged, and named as such
     return names
 
 
 def main() -> None:
-    done = subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True)
+    done = subprocess.run(["dvc", "cache", "dir"], check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"verify_cache: error: {done.stderr.strip()}")
     store = Path(done.stdout.strip()) / "files" / "md5"

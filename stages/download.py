@@ -40,7 +40,7 @@ def main():
     p = load_params(args.params, READS)
     site = Path(p.source.path) / p.source.pictures if p.source.pictures else None
     processes = workers("DOWNLOAD_PROCESSES")
-    threads = int(os.environ.get("DOWNLOAD_THREADS", 32))
+    threads = int(os.environ.get("DOWNLOAD_THREADS", "32"))
     earlier = args.out if args.retry_failed else None
     done = [earlier / "fetched.parquet"] if earlier else []
     with resumable_folder(args.out, fingerprint(p.download, args.captions, *done)) as work:

@@ -793,10 +793,8 @@ def test_the_table_of_datasets_agrees_with_itself():
     for known in KNOWN.values():
         assert known.halves is None or sum(known.halves) == known.counts[2]
     assert all(
-        a.checksum.startswith("md5:")
-        and len(a.checksum) == 36
-        or a.checksum.startswith("sha256:")
-        and len(a.checksum) == 71
+        (a.checksum.startswith("md5:") and len(a.checksum) == 36)
+        or (a.checksum.startswith("sha256:") and len(a.checksum) == 71)
         for archives in ARCHIVES.values()
         for a in archives
     )

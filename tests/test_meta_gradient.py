@@ -491,15 +491,14 @@ def test_agreement_is_the_cosine_with_the_query_gradient(worlds):
     for t in range(T):
         flat = lambda gradients: torch.cat([g.flatten() for g in gradients])
         support, query = (
-            {
-                k: g
-                for k, g in zip(
+            dict(
+                zip(
                     world.theta,
                     torch.autograd.grad(
                         world.plain_loss(world.theta, t, part), list(world.theta.values())
                     ),
                 )
-            }
+            )
             for part in ("support", "query")
         )
         cosine = lambda a, b: (a @ b / (a.norm() * b.norm())).item()

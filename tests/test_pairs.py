@@ -180,7 +180,7 @@ def test_pictures_that_cannot_be_found(fetched, tmp_path):
 def test_image_features_come_in_the_order_of_the_keys(tmp_path):
     values = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float16)
     keys, schema = [f"k{i}" for i in range(9)], features_schema(4)
-    for shard, rows in enumerate((range(0, 4), range(4, 9))):
+    for shard, rows in enumerate((range(4), range(4, 9))):
         vectors = to_vectors(values[list(rows)])
         write_table(
             pa.table([[keys[i] for i in rows], vectors, vectors], schema=schema),
@@ -589,7 +589,7 @@ def test_failed_links_are_asked_again(fetched, tmp_path):
     """And no others: the shards stay, a new one follows them, and every link is accounted for as
     before.
     """
-    top, table, counts = fetched
+    top, table, _ = fetched
     shutil.copytree(top / "one", tmp_path / "shards")
     (tmp_path / "site").mkdir()
     for name in ("0", "gone1", "cut", "page"):
@@ -620,7 +620,7 @@ def test_failed_links_are_asked_again(fetched, tmp_path):
     assert after | {p.name: p.read_bytes() for p in (top / "one").glob("*.tar")} == after
     assert sorted(after) == ["00000.tar", "00001.tar", "00002.tar", "00003.tar", "fetched.parquet"]
     assert list(read_pictures(tmp_path / "shards" / "00003.tar")) == [("k044", jpeg(1000))]
-    pairs, statuses = index_pairs(table, tmp_path / "shards", QUIET)
+    _, statuses = index_pairs(table, tmp_path / "shards", QUIET)
     assert statuses == {"failed_to_download": 3, "failed_to_resize": 2, "success": 45}
 
 

@@ -97,6 +97,7 @@ def test_a_stage_refuses_an_unknown_key_by_itself(tmp_path):
     path = edited(tmp_path, "\ninner_lr:", "\niner_lr: 0.1\ninner_lr:")
     done = subprocess.run(
         [sys.executable, "stages/captions.py", "--params", path, "--out", tmp_path / "c.parquet"],
+        check=False,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -126,7 +127,7 @@ def test_numbers_as_dvc_writes_them(tmp_path, written, value):
 def test_only_declared_keys_are_handed_out():
     params = load_params(ROOT / "params.yaml", {"lr": ("inner_lr", Rate)})
     with pytest.raises(AttributeError):
-        params.seed
+        _ = params.seed
 
 
 COOP = "    coop: {prompt: coop, title: CoOp}\n    vpt:"

@@ -250,6 +250,7 @@ def stage(top, script, *arguments):
             str(top / "params.yaml"),
             *map(str, arguments),
         ],
+        check=False,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -310,7 +311,7 @@ def independent_zero_shot(backbone, top, benchmark, template):
         backbone.model,
         tokenizer=backbone.tokenize,
         classnames=names,
-        templates=[lambda c: template.format(c)],
+        templates=[template.format],
     )
     folder = top / "pictures" / ("other" if benchmark == "others" else "whole")
     preprocess = open_clip.image_transform(
@@ -401,10 +402,10 @@ def test_the_stages_judge_every_protocol(tuned, backbone):
         f"{c}-2-{s}.safetensors" for c in ("all", "base") for s in (1, 2)
     ]
     found = pl.read_parquet(tuned / "scores" / "whole.parquet")
-    counts = dict(
-        ((t, s, b, h), n)
+    counts = {
+        (t, s, b, h): n
         for t, s, b, h, n in found.group_by("tuned_on", "seed", "benchmark", "head").len().rows()
-    )
+    }
     expected = {("base", s, "whole", "base"): 24 for s in (1, 2)} | {
         ("base", s, "whole", "new"): 16 for s in (1, 2)
     }

@@ -1,10 +1,11 @@
 """What a study makes of its runs: paired intervals, and entries that do not exist."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from conftest import ROOT
 from scipy import stats
-from typing import get_args
 
 from pipeline.benchmarks.scores import interval
 from pipeline.errors import InputError

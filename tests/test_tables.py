@@ -143,7 +143,7 @@ def verdicts(
                 [[c] * n for c in columns]
                 + [np.arange(n), label, np.where(of_seed, label, (label + 1) % classes)],
                 schema=KINDS,
-                strict=False,
+                strict=True,
             )
         )
     return pl.concat(parts)
@@ -710,7 +710,8 @@ def test_markdown_rows_have_as_many_cells_as_the_heading():
 
 
 def test_latex_is_balanced_and_escaped():
-    tables = nasty() + [
+    tables = [
+        *nasty(),
         base_to_new_table(half_way(PAPER.base_to_new.benchmarks), 16, others=True),
         comparison_table(
             half_way(PAPER.base_to_new.benchmarks), [("coop", "vpt"), ("coop_gram", "coop")], 16

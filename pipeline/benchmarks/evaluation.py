@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Callable, Hashable
 
 import numpy as np
 import polars as pl
@@ -74,7 +74,9 @@ def verdicts(
         labels,
         predicted,
     ]
-    return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, VERDICTS)], schema=VERDICTS)
+    return pa.table(
+        [pa.array(c, type=f.type) for c, f in zip(columns, VERDICTS, strict=True)], schema=VERDICTS
+    )
 
 
 def judge_source(

@@ -9,10 +9,10 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Mapping, Sequence
 
 from pipeline.artifacts import write_json
 from pipeline.benchmarks.layouts.known import KNOWN

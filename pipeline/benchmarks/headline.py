@@ -4,7 +4,7 @@ largest number of shots.
 
 from __future__ import annotations
 
-from typing import Mapping
+from collections.abc import Mapping
 
 import polars as pl
 

@@ -120,7 +120,7 @@ def read_labelled(
     rows = by_list(pictures, list_file, names_file) if list_file else by_folder(pictures)
     if not rows:
         raise InputError(f"{pictures.path / (list_file or '')}: holds no pictures")
-    keys, classes, domains = zip(*rows)
+    keys, classes, domains = zip(*rows, strict=True)
     names, topic = np.unique(classes, return_inverse=True)
     rng = np.random.default_rng(seed)
     members = (np.flatnonzero(topic == t) for t in range(len(names)))
@@ -196,7 +196,7 @@ def labelled_pictures(folder: Path) -> ReadPictures:
                 ).read_row_groups(groups.tolist(), columns=["picture"])["picture"]
             # Every group but a shard's last is full.
             pictures = column.take(pa.array(place * PER_GROUP + inside % PER_GROUP)).to_pylist()
-            found |= zip((shard * PER_SHARD + inside).tolist(), pictures)
+            found |= zip((shard * PER_SHARD + inside).tolist(), pictures, strict=True)
         return [found[row] for row in rows.tolist()]
 
     return read

@@ -4,7 +4,8 @@ cross-dataset.
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from pipeline.benchmarks.params import Protocols
 

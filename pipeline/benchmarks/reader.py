@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Sequence
 
 import pyarrow as pa
 
@@ -59,11 +59,13 @@ Row = tuple[str, str, int, str, str]  # split, domain, label, name, file
 
 def samples_table(rows: Sequence[Row]) -> pa.Table:
     """The table of `SAMPLES`: rows as they stand, and the halves of their labels."""
-    split, domain, label, name, file = zip(*rows)
+    split, domain, label, name, file = zip(*rows, strict=True)
     classes = max(label) + 1
     half = [half_of(i, classes) for i in range(classes)]
     columns = [range(len(rows)), split, domain, label, name, [half[i] for i in label], file]
-    return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, SAMPLES)], schema=SAMPLES)
+    return pa.table(
+        [pa.array(c, type=f.type) for c, f in zip(columns, SAMPLES, strict=True)], schema=SAMPLES
+    )
 
 
 def read_samples(pictures: Pictures, domains: Sequence[str] | None = None) -> pa.Table:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any
 
 import open_clip
 import torch
@@ -56,7 +57,7 @@ def device() -> torch.device:
 
     It is no parameter: the task is the same everywhere.
     """
-    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return torch.device(os.environ.get("DEVICE") or (own if torch.cuda.is_available() else "cpu"))
 
 

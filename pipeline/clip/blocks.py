@@ -123,7 +123,9 @@ def in_parts(function, at_once: int, *tensors: Tensor | None, dim: int = 0) -> T
     if tensors[0].shape[dim] <= at_once:
         return function(*tensors)
     count = -(-tensors[0].shape[dim] // at_once)
-    parts = zip(*([None] * count if t is None else t.split(at_once, dim) for t in tensors))
+    parts = zip(
+        *([None] * count if t is None else t.split(at_once, dim) for t in tensors), strict=True
+    )
     run = _again_backwards if torch.is_grad_enabled() else lambda f, *arguments: f(*arguments)
     return torch.cat([run(function, *part) for part in parts], dim=dim)
 

@@ -7,8 +7,8 @@ Three kinds are known: open_clip's causal transformer (CLIP), the same without a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 import torch
 from open_clip.hf_model import HFTextEncoder
@@ -136,7 +136,7 @@ class TransformerText(TextTower):
         return self.module.token_embedding(ids)
 
     def encode(self, embeddings, end, deep, deep_at):
-        n, length, _ = embeddings.shape
+        length = embeddings.shape[1]
         x = embeddings + self.module.positional_embedding[:length]
         mask = None if self.module.attn_mask is None else self.module.attn_mask[:length, :length]
         if self.pool == "first":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 from scipy import sparse
@@ -149,7 +149,7 @@ def describe_topics(
         start, stop = scores.indptr[row], scores.indptr[row + 1]
         found = [
             (words[j], float(s))
-            for j, s in zip(scores.indices[start:stop], scores.data[start:stop])
+            for j, s in zip(scores.indices[start:stop], scores.data[start:stop], strict=True)
             if s > 0
         ]
         ranked.append(sorted(found, key=lambda f: (-round(f[1], 9), -f[0].count(" "), f[0])))

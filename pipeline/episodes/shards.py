@@ -5,10 +5,11 @@ artifact.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +80,7 @@ def task_table(
     return pa.table(
         [
             c if isinstance(c, pa.Array) else pa.array(c, type=f.type)
-            for c, f in zip(columns, schema)
+            for c, f in zip(columns, schema, strict=True)
         ],
         schema=schema,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def adapt(
             gradients = torch.autograd.grad(
                 loss, list(tokens.values()), create_graph=inner.second_order
             )
-            raw = dict(zip(tokens, gradients))
+            raw = dict(zip(tokens, gradients, strict=True))
             step = regulate(phi, raw, inner.input_scale)
             tokens = {m: tokens[m] - inner.lr * step[m] for m in tokens}
             first = first or {m: g.detach() for m, g in raw.items()}
@@ -102,11 +102,11 @@ def meta_gradient(
     losses = cross_entropy(logits, query_labels)
     wanted = [*theta.values(), *phi.values()]
     found = torch.autograd.grad(losses.mean(), wanted, allow_unused=True)
-    found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found)]
+    found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
     hits = (logits.argmax(dim=-1) == query_labels).float().mean(dim=1)
     return MetaGradient(
-        dict(zip(theta, found[: len(theta)])),
-        dict(zip(phi, found[len(theta) :])),
+        dict(zip(theta, found[: len(theta)], strict=True)),
+        dict(zip(phi, found[len(theta) :], strict=True)),
         losses.detach(),
         hits,
         raw,
@@ -141,7 +141,7 @@ def agreement(
         m: v.detach().unsqueeze(0).repeat(tasks, 1, 1).requires_grad_() for m, v in theta.items()
     }
     losses = query_loss(copies)
-    query = dict(zip(copies, torch.autograd.grad(losses.sum(), list(copies.values()))))
+    query = dict(zip(copies, torch.autograd.grad(losses.sum(), list(copies.values())), strict=True))
     with torch.no_grad():
         return Agreement(
             losses.detach(),

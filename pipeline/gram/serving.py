@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 
@@ -90,5 +91,5 @@ class Classifier:
         best = chances.max(dim=-1)
         return [
             {"label": names[label], "probability": chance}
-            for label, chance in zip(best.indices.tolist(), best.values.tolist())
+            for label, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]

@@ -143,7 +143,7 @@ def _require_finite(batch: Batch, found: MetaGradient) -> None:
     """Raises InputError naming the tasks."""
     bad = [
         number
-        for number, loss in zip(batch.numbers, found.query_loss.tolist())
+        for number, loss in zip(batch.numbers, found.query_loss.tolist(), strict=True)
         if not math.isfinite(loss)
     ]
     gradients = [*found.theta.values(), *found.phi.values()]
@@ -204,7 +204,7 @@ def meta_step(
             )
         _require_finite(batch, found)
         gradients = [*found.theta.values(), *found.phi.values()]
-        total = [a + b for a, b in zip(total, gradients)] if total else gradients
+        total = [a + b for a, b in zip(total, gradients, strict=True)] if total else gradients
         for name, values in _figures(found, seen).items():
             figures.setdefault(name, []).append(values.double().mean().item())
     total = [g / len(shares) for g in total]
@@ -215,11 +215,11 @@ def meta_step(
     )
     parallel.mean_over_processes(total)
     parallel.mean_over_processes([means])
-    by_name = dict(zip([*theta, *phi], total))
+    by_name = dict(zip([*theta, *phi], total, strict=True))
     return Found(
         {k: by_name[k] for k in theta},
         {k: by_name[k] for k in phi},
-        dict(zip(figures, means.tolist())),
+        dict(zip(figures, means.tolist(), strict=True)),
     )
 
 
@@ -286,7 +286,7 @@ def meta_train(
         done, curve = load_checkpoint(checkpoint, theta, phi, optimiser)
     bar = place.progress(range(done, settings.steps), "meta-steps")
     tasks = batches(place.episodes, settings.batch, done, method.sees_pixels)
-    for step, read in zip(bar, read_ahead(method, tasks, shares)):
+    for step, read in zip(bar, read_ahead(method, tasks, shares), strict=False):
         loaded, measure = [load_batch(method, *share) for share in read], outer.measure_every
         try:
             found = meta_step(

@@ -81,7 +81,7 @@ def _gradients(
     seen = method.look(torch.as_tensor(views).unsqueeze(0).to(device))
     wanted = torch.from_numpy(labels.astype(np.int64)).unsqueeze(0).to(device)
     loss = cross_entropy(method.logits(tokens, classes, seen), wanted).sum()
-    gradients = dict(zip(tokens, torch.autograd.grad(loss, list(tokens.values()))))
+    gradients = dict(zip(tokens, torch.autograd.grad(loss, list(tokens.values())), strict=True))
     with torch.no_grad():
         for name, g in regulate(start.phi, gradients, start.input_scale).items():
             tokens[name].grad = g

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Callable
 from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
@@ -99,10 +99,8 @@ def _run_img2dataset(
         try:
             with progress(None, "downloading shards", total=shards) as bar:
                 while True:
-                    try:
+                    with suppress(subprocess.TimeoutExpired):
                         child.wait(0.3)
-                    except subprocess.TimeoutExpired:
-                        pass
                     ended = child.returncode is not None
                     for name in sorted(
                         {p.name.removesuffix("_stats.json") for p in raw.glob("*_stats.json")}
@@ -138,7 +136,8 @@ def _normalise(shard: Path, out: Path) -> None:
                 .column(c)
                 .to_pylist()
                 for c in ("key", "pair_key")
-            )
+            ),
+            strict=True,
         )
     )
     with tarfile.open(shard) as raw:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -39,7 +39,12 @@ class Located:
 
     def read(self, rows: np.ndarray) -> list[bytes]:
         """JPEG bytes of some of the pictures."""
-        places = zip(self.file[rows].tolist(), self.offset[rows].tolist(), self.size[rows].tolist())
+        places = zip(
+            self.file[rows].tolist(),
+            self.offset[rows].tolist(),
+            self.size[rows].tolist(),
+            strict=True,
+        )
         return [read_at(self.paths[file], offset, size) for file, offset, size in places]
 
 

@@ -101,7 +101,7 @@ def as_csv(tables: list[Table]) -> str:
     for table in tables:
         for block in table.blocks:
             for row in block.rows:
-                for column, c in zip(block.columns, row.cells):
+                for column, c in zip(block.columns, row.cells, strict=True):
                     intervals = {
                         f"{what}_{end}": None if pair is None else pair[i]
                         for what, pair in (("seeds", c.over_seeds), ("pictures", c.over_pictures))

@@ -178,7 +178,7 @@ def with_best(rows: list[Row]) -> list[Row]:
     compare.
     """
     best = []
-    for column in zip(*(r.cells for r in rows)):
+    for column in zip(*(r.cells for r in rows), strict=True):
         values = [round(c.value, 2) for c in column if c.value is not None]
         best.append(max(values) if len(values) > 1 else None)
     return [
@@ -186,7 +186,7 @@ def with_best(rows: list[Row]) -> list[Row]:
             r,
             cells=[
                 replace(c, best=c.value is not None and round(c.value, 2) == b)
-                for c, b in zip(r.cells, best)
+                for c, b in zip(r.cells, best, strict=True)
             ],
         )
         for r in rows
@@ -251,7 +251,12 @@ def base_to_new_table(f: Findings, shots: int, others: bool = False) -> Table | 
             Row(
                 m,
                 f.title(m),
-                [cell(v, p) for v, p in zip(found[m][n], figures.get(n, {}).get(m, (None,) * 3))],
+                [
+                    cell(v, p)
+                    for v, p in zip(
+                        found[m][n], figures.get(n, {}).get(m, (None,) * 3), strict=True
+                    )
+                ],
             )
             for m in methods
         ]
@@ -337,7 +342,9 @@ def transfer_table(f: Findings, setting: str, source: str, shots: int) -> Table 
             ):
                 found[n] = f"{n} is not among the {setting} benchmarks of {source} in params.yaml"
         printed = (
-            dict(zip([source, *theirs.targets, AVERAGE], theirs.rows.get(m, ()))) if theirs else {}
+            dict(zip([source, *theirs.targets, AVERAGE], theirs.rows[m], strict=True))
+            if theirs and m in theirs.rows
+            else {}
         )
         rows.append(
             Row(
@@ -431,7 +438,7 @@ def study_table(
     for variant in theirs.rows:
         found = of.get(variant.method)
         cells = []
-        for k, printed in zip(FIGURES, variant.figures):
+        for k, printed in zip(FIGURES, variant.figures, strict=True):
             shown = printed if whole else None
             cells.append(
                 Cell(found[k], found[f"{k}_sd"], seeds=found["runs"], paper=shown)
@@ -519,15 +526,16 @@ def comparison_table(f: Findings, pairs: Collection[tuple[str, str]], shots: int
             printed[method].append(rows[method][-1] if method in rows else None)
     rows = []
     for one, other in pairs:
-        cells = [_difference(a, b) for a, b in zip(figures[one], figures[other])]
+        cells = [_difference(a, b) for a, b in zip(figures[one], figures[other], strict=True)]
         theirs_of = [
-            None if a is None or b is None else a - b for a, b in zip(printed[one], printed[other])
+            None if a is None or b is None else a - b
+            for a, b in zip(printed[one], printed[other], strict=True)
         ]
         rows.append(
             Row(
                 f"{one}-{other}",
                 f"{f.title(one)} − {f.title(other)}",
-                [replace(c, paper=p) for c, p in zip(cells, theirs_of)],
+                [replace(c, paper=p) for c, p in zip(cells, theirs_of, strict=True)],
             )
         )
     columns = [Column(k, k, "Base to new") for k in FIGURES] * bool(names)

@@ -8,8 +8,8 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -145,10 +145,13 @@ def _parquet_rows(path: Path, counts: Counter) -> tuple[list[str], Rows]:
         ) from None
     is_text = [pa.types.is_string(t) or pa.types.is_large_string(t) for t in table.schema.types]
     # Arrow does not look whether it is UTF-8
-    columns = [c.cast(pa.large_binary()) if text else c for c, text in zip(table.columns, is_text)]
+    columns = [
+        c.cast(pa.large_binary()) if text else c
+        for c, text in zip(table.columns, is_text, strict=True)
+    ]
 
     def checked() -> Rows:
-        for number, row in enumerate(zip(*(c.to_pylist() for c in columns)), 1):
+        for number, row in enumerate(zip(*(c.to_pylist() for c in columns), strict=True), 1):
             fields = [
                 _text(v, counts) if isinstance(v, bytes) else "" if v is None else str(v)
                 for v in row
@@ -254,12 +257,13 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
     bad: list[str] = []
     repeated = 0
     for number, fields, complaint in rows:
+        wrong = complaint
         if fields is not None:
             caption, url = _mended(fields[at["caption"]], counts), fields[at["url"]].strip()
-            if not complaint and not (caption and url):
-                complaint = f"has no {'caption' if not caption else 'URL'}"
-        if complaint:
-            bad.append(f"row {number} {complaint}")
+            if not (caption and url):
+                wrong = wrong or f"has no {'caption' if not caption else 'URL'}"
+        if wrong:
+            bad.append(f"row {number} {wrong}")
             continue
         key = fields[at["key"]] if "key" in at else row_key(caption, url)
         if not KEY.fullmatch(key):
@@ -286,5 +290,5 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
     if not good:
         raise InputError(f"{path}: holds no usable row; is it the right table?")
     good.sort()
-    table = pa.table([list(c) for c in zip(*good)], schema=CAPTIONS)
+    table = pa.table([list(c) for c in zip(*good, strict=True)], schema=CAPTIONS)
     return table, {"captions": len(good), "repeated_rows": repeated, "bad_rows": len(bad), **counts}

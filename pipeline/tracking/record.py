@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def _git(*words: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", *words],
+            check=False,
             capture_output=True,
             text=True,
             timeout=10,
@@ -142,7 +143,7 @@ def append(record: dict[str, Any], started: float, status: str, seconds: float) 
     experiments do not mix.
     """
     entry = {
-        "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
         "status": status,
         **record,

@@ -15,8 +15,9 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from pipeline.artifacts import read_json, write_json
 from pipeline.errors import InputError

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import resvg_py
@@ -23,9 +23,8 @@ Rng = np.random.Generator
 def _colour(hue: float, saturation: float, value: float) -> str:
     import colorsys
 
-    return "#%02x%02x%02x" % tuple(
-        round(255 * c) for c in colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
-    )
+    rgb = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+    return "#" + "".join(f"{round(255 * c):02x}" for c in rgb)
 
 
 def _inner(svg: Path) -> str:
@@ -139,7 +138,10 @@ def night(svg: Path, rng: Rng, size: int, strength: float) -> Image.Image:
     stars = "".join(
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.2f}" fill="#fff"/>'
         for x, y, r in zip(
-            rng.uniform(0, CANVAS, 25), rng.uniform(0, CANVAS, 25), rng.uniform(0.2, 0.7, 25)
+            rng.uniform(0, CANVAS, 25),
+            rng.uniform(0, CANVAS, 25),
+            rng.uniform(0.2, 0.7, 25),
+            strict=True,
         )
     )
     page = _render(svg, rng, size, strength, backdrop=_plain("#16204a") + stars)
@@ -152,7 +154,7 @@ def night(svg: Path, rng: Rng, size: int, strength: float) -> Image.Image:
 
 
 def pixelated(svg: Path, rng: Rng, size: int, strength: float) -> Image.Image:
-    cells = int(round(size / 2.6 - (size / 7) * strength * rng.random()))
+    cells = round(size / 2.6 - (size / 7) * strength * rng.random())
     page = _render(svg, rng, 4 * cells, strength, backdrop=_plain(_colour(rng.random(), 0.25, 0.9)))
     small = (
         page.resize((cells, cells), Image.Resampling.BOX)
@@ -193,8 +195,9 @@ def textured(svg: Path, rng: Rng, size: int, strength: float) -> Image.Image:
                 rng.uniform(3, 12, 40),
                 (
                     _colour(hue + h, 0.4, v)
-                    for h, v in zip(rng.normal(0, 0.1, 40), rng.uniform(0.5, 0.95, 40))
+                    for h, v in zip(rng.normal(0, 0.1, 40), rng.uniform(0.5, 0.95, 40), strict=True)
                 ),
+                strict=True,
             )
         )
     return _add_noise(

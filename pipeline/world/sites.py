@@ -99,7 +99,7 @@ def draw_web(concepts: list[Concept], web: Web, seed: int, out: Path, progress) 
                     else concept
                 )
                 copies = 2 if rng.random() < web.duplicates else 1
-                for copy in range(copies):
+                for _ in range(copies):
                     url = f"{rng.integers(16**8):08x}.jpg"
                     if fate == "fine":
                         add_file(archive, url, content)

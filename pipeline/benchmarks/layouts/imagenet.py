@@ -7,8 +7,8 @@ same everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable, Iterable
 
 from pipeline.benchmarks.layouts.items import Item, Parts, class_folders, lines_of, pictures_in
 from pipeline.errors import InputError

@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.benchmarks.reader import PICTURE
 from pipeline.errors import InputError

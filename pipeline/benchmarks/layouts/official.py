@@ -5,8 +5,8 @@ reference.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
@@ -172,7 +172,13 @@ def stanford_cars(top: Path, folder: str) -> Parts:
 
 def flowers102(top: Path, folder: str) -> Parts:
     (labels,) = _mat(top / "imagelabels.mat", "labels")
-    sets = dict(zip(("train", "val", "test"), _mat(top / "setid.mat", "trnid", "valid", "tstid")))
+    sets = dict(
+        zip(
+            ("train", "val", "test"),
+            _mat(top / "setid.mat", "trnid", "valid", "tstid"),
+            strict=True,
+        )
+    )
     names = object_of(top / "cat_to_name.json")
     nameless = sorted(set(labels.tolist()) - {int(key) for key in names if key.isdecimal()})
     if nameless:
