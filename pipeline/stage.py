@@ -47,6 +47,13 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
+def warn_of_other_files(path: Path, passed_over: dict[str, int]) -> None:
+    """What stands among the pictures of a dataset and is not read."""
+    if passed_over:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in list(passed_over.items())[:5])
+        warn(f"{path}: files among the pictures that are no pictures are passed over: {kinds}")
+
+
 def workers(variable: str) -> int:
     """How many work at once: an environment variable, as it changes no result; by default the
     number of cores.

@@ -21,12 +21,12 @@ from pipeline.benchmarks.draw import draw_few_shot
 from pipeline.benchmarks.layouts import read_benchmark
 from pipeline.benchmarks.params import Benchmark, Count, Seeds
 from pipeline.benchmarks.schemas import PICTURES, SAMPLES, test_schema, views_schema
+from pipeline.benchmarks.sound import check_shots, remarks
 from pipeline.benchmarks.views import encode_test, encode_train
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
-from pipeline.errors import InputError
 from pipeline.params import load_params
-from pipeline.stage import parser, progress, run, warn
+from pipeline.stage import parser, progress, run, warn, warn_of_other_files
 
 READS = {
     "benchmark": ("benchmarks.{name}", Benchmark),
@@ -47,28 +47,21 @@ def main():
     )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
-    dataset = read_benchmark(p.benchmark.layout, p.benchmark.path, p.benchmark.domains)
+    b = p.benchmark
+    dataset = read_benchmark(b.layout, b.path, b.domains, b.split)
     samples, pictures = pl.from_arrow(dataset.samples), dataset.pictures
     train, test = (samples.filter(pl.col("split") == split) for split in ("train", "test"))
     wanted = [
         (classes, shots, seed)
-        for classes, numbers in p.benchmark.shots
+        for classes, numbers in b.shots
         for shots in numbers
         for seed in p.draws
     ]
-    if wanted and not len(train):
-        raise InputError(
-            f"{p.benchmark.path}: has no training pictures, but 'benchmarks.{args.name}.shots' "
-            "asks for draws of them; remove it, or add train/"
-        )
-    if wanted:
-        most = max(shots for _, shots, _ in wanted)
-        fewest = train.group_by("name").len().sort("len", "name").row(0)
-        if fewest[1] < most:
-            warn(
-                f"{p.benchmark.path}: class '{fewest[0]}' has {fewest[1]} training pictures, "
-                f"fewer than the {most} of 'benchmarks.{args.name}.shots'; all are taken"
-            )
+    check_shots(args.name, b, samples)
+    for remark in remarks(args.name, b, dataset):
+        warn(remark)
+    if dataset.split == "own":
+        warn_of_other_files(pictures.path, pictures.passed_over)
 
     backbone = load_backbone(p.backbone.path)
     write_table(dataset.samples, args.out / "samples.parquet", SAMPLES)

@@ -11,11 +11,11 @@ from pathlib import Path
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.benchmarks.labelled import read_labelled, write_labelled
 from pipeline.benchmarks.params import Count
-from pipeline.benchmarks.reader import Pictures
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, progress, run
+from pipeline.pictures import Pictures
+from pipeline.stage import parser, progress, run, warn_of_other_files
 
 READS = {
     "seed": ("seed", Seed),
@@ -45,6 +45,7 @@ def main():
     p = load_params(args.params, READS, table=args.table, name=args.name)
     pictures = Pictures(p.path)
     table = read_labelled(pictures, p.per_class, p.seed, p.list, p.names)
+    warn_of_other_files(pictures.path, pictures.passed_over)
     backbone = load_backbone(p.backbone.path)
     with resumable_folder(args.out, fingerprint((p, args.name), p.path, p.backbone.path)) as work:
         write_labelled(table, pictures, backbone, work, progress)

@@ -221,6 +221,7 @@ def test_rooms_point_one_way():
     """
     order = [
         "errors",
+        "pictures",
         "params",
         "artifacts",
         "tracking",

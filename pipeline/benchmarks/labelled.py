@@ -22,11 +22,12 @@ from pipeline.artifacts import (
     vector_dim,
     write_parts,
 )
-from pipeline.benchmarks.reader import Pictures
 from pipeline.benchmarks.schemas import labelled_schema
-from pipeline.clip.backbone import Backbone, image_features, open_picture
+from pipeline.benchmarks.views import opened
+from pipeline.clip.backbone import Backbone, image_features
 from pipeline.episodes.tasks import Pool, ReadPictures
 from pipeline.errors import InputError
+from pipeline.pictures import Pictures, check_classes, check_depths, class_name, same_words
 
 PER_SHARD = 1000  # pictures
 # pictures that are read to have one of them; fewer would make the files' footers long
@@ -40,16 +41,18 @@ def by_folder(pictures: Pictures) -> list[Row]:
     """`[train/][<domain>/]<class>/<picture>`; where there is a train/, the rest (a test part) is
     left alone. `_` in a folder's name is a space in the class's.
     """
-    train = [name for name in pictures.names if name.startswith("train/")]
+    train = [name for name in pictures.names if name.casefold().startswith("train/")]
     rows = []
     for name in train or pictures.names:
-        parts = name.removeprefix("train/").split("/")
+        parts = name.split("/")[1 if train else 0 :]
         if len(parts) not in (2, 3):
             raise InputError(
                 f"{pictures.path}: '{name}' does not fit [train/][<domain>/]<class>/<picture>; "
                 "sort the pictures into that layout"
             )
-        rows.append((name, parts[-2].replace("_", " "), parts[0] if len(parts) == 3 else ""))
+        rows.append((name, class_name(parts[-2]), parts[0] if len(parts) == 3 else ""))
+    check_depths(pictures.path, train or pictures.names)
+    check_classes(pictures.path, {name for _, name, _ in rows})
     return rows
 
 
@@ -68,7 +71,8 @@ def by_list(pictures: Pictures, list_file: str, names_file: str) -> list[Row]:
     line from label 0.
 
     A name ends at its first comma (`tench, Tinca tinca`), a synset's number before it is left out.
-    Labels of one name are one class: a prompt could not tell them apart. There are no domains.
+    Labels of one name are one class: a prompt could not tell them apart (ImageNet's "Cardigan" is
+    a dog, its "cardigan" is knitted); the first spelling stays. There are no domains.
 
     Raises InputError naming the line: no number at its end, a label without a name, a picture that
     is not there, or one that is listed under two classes.
@@ -77,6 +81,8 @@ def by_list(pictures: Pictures, list_file: str, names_file: str) -> list[Row]:
         SYNSET.sub("", line.strip(), count=1).partition(",")[0].strip()
         for line in _lines(pictures, names_file)
     ]
+    spelled: dict[str, str] = {}
+    names = [spelled.setdefault(same_words(name), name) for name in names]
     present, classes = set(pictures.names), {}
     for number, line in enumerate(_lines(pictures, list_file), 1):
         where = f"{pictures.path / list_file}, line {number}"
@@ -147,9 +153,8 @@ def write_labelled(
         out = work / f"{number:05d}.parquet"
         if not out.exists():
             files = [pictures.read(key) for key in rows["key"]]
-            features = image_features(
-                backbone, (backbone.test_view(open_picture(file)) for file in files)
-            ).numpy()
+            seen = (opened(pictures, *named) for named in zip(rows["key"], files))
+            features = image_features(backbone, map(backbone.test_view, seen)).numpy()
             columns = [
                 *(rows[name].to_arrow() for name in ("key", "topic", "name", "domain")),
                 to_vectors(features),

@@ -14,6 +14,7 @@ Seeds = Annotated[list[Seed], Field(min_length=1), Distinct]
 Benchmarks = Annotated[list[Name], Distinct]  # entries of `benchmarks:`
 Layout = Literal[
     "folders",
+    "domains",
     "imagenet",
     "caltech101",
     "oxford_pets",
@@ -51,17 +52,43 @@ class Shots(Section):
     all: Counts = []  # for tuning on all classes
 
 
+SPLIT = "{seed: 1, train: 0.5}"  # as an example
+
+
+class Split(Section):
+    """How a dataset without parts of its own is cut, class by class and domain by domain."""
+
+    seed: Seed
+    train: Annotated[float, Field(ge=0, lt=1)]  # share of the pictures; the others are for tests
+
+
 class Benchmark(Section):
     """A labelled dataset (an entry of `benchmarks:`)."""
 
-    # folders: <train|test>/[<domain>/]<class>/<picture>; the others: docs/benchmarks.md
+    # folders: <train|test>/[<domain>/]<class>/<picture>; domains: <domain>/<class>/<picture>; the
+    # others: docs/benchmarks.md
     layout: Layout = "folders"
     path: str  # its folder, or a zip
-    domains: Annotated[list[str], Field(min_length=1), Distinct] | None = (
-        None  # test pictures of these domains only
-    )
+    # of `folders`: test pictures of these domains only; of `domains`: these only
+    domains: Annotated[list[str], Field(min_length=1), Distinct] | None = None
+    split: Split | None = None  # of `domains`
     template: PromptTemplate  # of zero-shot CLIP
     shots: Shots = Shots()  # few-shot draws to prepare
+
+    @model_validator(mode="after")
+    def _layout_has_it(self) -> Benchmark:
+        if (self.split is not None) != (self.layout == "domains"):
+            raise ValueError(
+                f"the layout 'domains', and no other, needs a 'split: {SPLIT}'; the layout is "
+                f"'{self.layout}'"
+            )
+        if self.domains is not None and self.layout not in ("folders", "domains"):
+            raise ValueError(
+                f"'domains' is for the layouts 'folders' and 'domains'; '{self.layout}' has none"
+            )
+        if self.split and not self.split.train and (self.shots.base or self.shots.all):
+            raise ValueError("'split.train' is 0, but 'shots' asks for draws of training pictures")
+        return self
 
 
 class Protocols(Section):

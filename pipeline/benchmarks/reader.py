@@ -1,52 +1,15 @@
-"""Reads a folder (or zip) of class folders into one table."""
+"""The table of a benchmark's pictures: from class folders, or from rows that a layout made."""
 
 from __future__ import annotations
 
-import os
-import re
-import zipfile
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.benchmarks.schemas import SAMPLES
 from pipeline.errors import InputError
-
-PICTURE = re.compile(r"\.(jpe?g|png|webp|bmp)$", re.IGNORECASE)
-
-
-class Pictures:
-    """The picture files of a folder or zip: their relative paths, and their bytes."""
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self._zip = None
-        if not self.path.is_dir():
-            if not zipfile.is_zipfile(self.path):
-                raise InputError(
-                    f"{path}: neither a folder nor a complete zip file; the benchmark's 'path' "
-                    "must name one"
-                )
-            self._zip = zipfile.ZipFile(self.path)
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Sorted; a folder is walked when they are first asked for."""
-        if self._zip:
-            found = (n for n in self._zip.namelist() if not n.endswith("/"))
-        else:
-            found = (
-                Path(top, file).relative_to(self.path).as_posix()
-                for top, _, files in os.walk(self.path)
-                for file in files
-                if PICTURE.search(file)
-            )
-        return sorted(n for n in found if PICTURE.search(n))
-
-    def read(self, name: str) -> bytes:
-        return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
+from pipeline.pictures import Pictures, check_classes, check_depths, class_name
 
 
 def half_of(label: int, classes: int) -> str:
@@ -68,34 +31,38 @@ def samples_table(rows: Sequence[Row]) -> pa.Table:
     )
 
 
+def _in_parts(pictures: Pictures) -> list[tuple[str, str, str, str]]:
+    """(part, domain, class, file) of every picture in `<train|test>/[<domain>/]<class>/`."""
+    found, of_part = [], {}
+    for name in pictures.names:
+        parts = name.split("/")
+        part = parts[0].casefold()
+        if len(parts) not in (3, 4) or part not in ("train", "test"):
+            raise InputError(
+                f"{pictures.path}: '{name}' does not fit "
+                "<train|test>/[<domain>/]<class>/<picture>; sort the pictures into that "
+                "layout"
+            )
+        of_part.setdefault(part, []).append(name)
+        found.append((part, parts[1] if len(parts) == 4 else "", class_name(parts[-2]), name))
+    for names in of_part.values():
+        check_depths(pictures.path, names)
+    return found
+
+
 def read_samples(pictures: Pictures, domains: Sequence[str] | None = None) -> pa.Table:
     """`<train|test>/[<domain>/]<class>/<picture>` → the table of `SAMPLES`, in path order.
 
     Labels number the class names in sorted order; `_` in a folder's name is a space in the class's.
     There may be no train/ at all. With `domains`, only their test pictures are kept.
 
-    Raises InputError for another layout, no test pictures, a domain that is not there, or a class
-    that one part lacks.
+    Raises InputError for another layout, no test pictures, a domain that is not there, a class that
+    one part lacks, or two classes that are one prompt.
     """
-    found = []
-    for name in pictures.names:
-        parts = name.split("/")
-        if len(parts) not in (3, 4) or parts[0] not in ("train", "test"):
-            raise InputError(
-                f"{pictures.path}: '{name}' does not fit "
-                "<train|test>/[<domain>/]<class>/<picture>; sort the pictures into that "
-                "layout"
-            )
-        found.append(
-            (parts[0], parts[1] if len(parts) == 4 else "", parts[-2].replace("_", " "), name)
-        )
+    found = _in_parts(pictures)
+    check_classes(pictures.path, {row[2] for row in found})
     tested = {row[1] for row in found if row[0] == "test"}
-    unknown = [domain for domain in domains or [] if domain not in tested]
-    if unknown:
-        raise InputError(
-            f"{pictures.path}: test/ has no domain '{unknown[0]}', only "
-            f"{', '.join(sorted(tested)) or 'nothing'}; mend 'domains'"
-        )
+    check_domains(pictures.path, "test/ has", domains, tested)
     found = [row for row in found if row[0] == "train" or domains is None or row[1] in domains]
     train, test = ({row[2] for row in found if row[0] == split} for split in ("train", "test"))
     if not test:
@@ -110,12 +77,30 @@ def read_samples(pictures: Pictures, domains: Sequence[str] | None = None) -> pa
                 f"{pictures.path}: class '{min(lacking)}' has pictures under {there} but none "
                 f"under {here}; add some or remove the class"
             )
-    if len(test) < 2:
+    return numbered(pictures.path, found)
+
+
+def check_domains(where: Path, what: str, domains: Sequence[str] | None, there: set[str]) -> None:
+    """Raises InputError for the first of the `domains` that is not `there`."""
+    unknown = [domain for domain in domains or [] if domain not in there]
+    if unknown:
         raise InputError(
-            f"{pictures.path}: has only the class '{min(test)}'; base and new halves need two "
+            f"{where}: {what} no domain '{unknown[0]}', only "
+            f"{', '.join(sorted(there - {''})) or 'nothing'}; mend 'domains'"
+        )
+
+
+def numbered(where: Path, rows: Sequence[tuple[str, str, str, str]]) -> pa.Table:
+    """The table of `SAMPLES` from (split, domain, class, file): labels number the classes in
+    sorted order. Raises InputError for a single class.
+    """
+    names = sorted({name for _, _, name, _ in rows})
+    if len(names) < 2:
+        raise InputError(
+            f"{where}: has only the class '{names[0]}'; base and new halves need two "
             "classes at least"
         )
-    label = {name: i for i, name in enumerate(sorted(test))}
+    label = {name: i for i, name in enumerate(names)}
     return samples_table(
-        [(split, domain, label[name], name, file) for split, domain, name, file in found]
+        [(split, domain, label[name], name, file) for split, domain, name, file in rows]
     )

@@ -12,14 +12,18 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from pipeline.benchmarks.reader import Pictures
 from pipeline.clip.backbone import Backbone, image_features, open_picture
 from pipeline.errors import InputError
+from pipeline.pictures import Pictures
 
 
-def _open(pictures: Pictures, name: str):
+def opened(pictures: Pictures, name: str, content: bytes | None = None) -> Image.Image:
+    """A picture of a dataset, RGB; its `content` if that was read already.
+
+    Raises InputError naming the file if it cannot be read.
+    """
     try:
-        return open_picture(pictures.read(name))
+        return open_picture(pictures.read(name) if content is None else content)
     except Exception as error:  # PIL raises many kinds for damaged files
         raise InputError(
             f"{pictures.path}: picture '{name}' cannot be read ({error}); replace or remove it"
@@ -46,7 +50,7 @@ def train_view(backbone: Backbone) -> transforms.Compose:
 def encode_test(backbone: Backbone, pictures: Pictures, files: list[str], progress) -> np.ndarray:
     """(n, e) features of the test views (resize, centre crop)."""
     return image_features(
-        backbone, (backbone.test_view(_open(pictures, f)) for f in progress(files, "test views"))
+        backbone, (backbone.test_view(opened(pictures, f)) for f in progress(files, "test views"))
     ).numpy()
 
 
@@ -110,7 +114,7 @@ def encode_train(
     backbone: Backbone, pictures: Pictures, files: list[str], epochs: int, seed: int, progress
 ) -> np.ndarray:
     """(epochs, n, e) features of the augmented views."""
-    views = AugmentedViews(backbone, lambda i: _open(pictures, files[i]), len(files), epochs, seed)
+    views = AugmentedViews(backbone, lambda i: opened(pictures, files[i]), len(files), epochs, seed)
     return np.stack(
         [
             image_features(backbone, of_epoch).numpy()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer
@@ -204,7 +205,22 @@ def load_backbone(folder: Path | str) -> Backbone:
 
 
 def open_picture(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content)).convert("RGB")
+    """The picture in a file, RGB with 8 bits; of an animated one, the first frame.
+
+    Raises OSError, SyntaxError or ValueError for what cannot be read as such.
+    """
+    return _as_rgb(Image.open(io.BytesIO(content)))
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """Pillow alone makes white of grey with 16 bits, and black or white of 32-bit numbers."""
+    if picture.mode.startswith("I;16"):  # the upper 8 bits, as Pillow takes of 16-bit colours
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise ValueError(
+            "its pixels are 32-bit numbers of no known range; save it with 8 or 16 bits"
+        )
+    return picture.convert("RGB")
 
 
 @torch.inference_mode()

@@ -1,5 +1,5 @@
-"""Reads a labelled dataset in one of the layouts that people have: folders of classes, or one of
-the field's fifteen (docs/benchmarks.md).
+"""Reads a labelled dataset in one of the layouts that people have: folders of classes or of domains,
+or one of the field's fifteen (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from typing import Literal
 
 import pyarrow as pa
 
+from pipeline.benchmarks.layouts.domains import read_domains
 from pipeline.benchmarks.layouts.imagenet import IMAGENETS
 from pipeline.benchmarks.layouts.items import Parts, check_files, check_parts
 from pipeline.benchmarks.layouts.known import KNOWN
 from pipeline.benchmarks.layouts.official import OFFICIAL
 from pipeline.benchmarks.layouts.split_file import read_split
-from pipeline.benchmarks.params import LAYOUTS
-from pipeline.benchmarks.reader import Pictures, read_samples, samples_table
+from pipeline.benchmarks.params import LAYOUTS, SPLIT, Split
+from pipeline.benchmarks.reader import read_samples, samples_table
 from pipeline.errors import InputError
+from pipeline.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,15 @@ def _known(layout: str, top: Path) -> tuple[Parts, Literal["reference", "officia
     return parts, "official" if split_file else "reference"
 
 
-def read_benchmark(layout: str, path: Path | str, domains: list[str] | None = None) -> Dataset:
-    """A dataset in `layout` (one of `LAYOUTS`) from its own folder; "folders" may be a zip, too.
+def read_benchmark(
+    layout: str, path: Path | str, domains: list[str] | None = None, split: Split | None = None
+) -> Dataset:
+    """A dataset in `layout` (one of `LAYOUTS`) from its own folder; "folders" and "domains" may be a
+    zip, too.
 
     Args:
-        domains: of "folders" only: keep only these domains' test pictures.
+        domains: of "folders": keep only these domains' test pictures; of "domains": only these.
+        split: of "domains" alone, which has no parts of its own.
 
     Raises InputError naming file, row or class and the remedy. The pictures themselves are not
     opened.
@@ -66,8 +72,15 @@ def read_benchmark(layout: str, path: Path | str, domains: list[str] | None = No
     if layout == "folders":
         pictures = Pictures(path)
         return Dataset(read_samples(pictures, domains), pictures, "own")
+    if layout == "domains":
+        if split is None:
+            raise InputError(f"{path}: the layout 'domains' needs a 'split: {SPLIT}'")
+        pictures = Pictures(path)
+        return Dataset(read_domains(pictures, domains, split), pictures, "own")
     if domains is not None:
-        raise InputError(f"{path}: 'domains' is for the layout 'folders'; '{layout}' has none")
+        raise InputError(
+            f"{path}: 'domains' is for the layouts 'folders' and 'domains'; '{layout}' has none"
+        )
     if not Path(path).is_dir():
         raise InputError(
             f"{path}: there is no such folder; the layout '{layout}' is read from the dataset's "

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.benchmarks.reader import PICTURE
 from pipeline.errors import InputError
+from pipeline.pictures import PICTURE, left_out, same_words
 
 
 class Item(NamedTuple):
@@ -58,11 +58,16 @@ def check_parts(parts: Parts, where: Path, one_name: bool = True) -> None:
         )
     twins: dict[str, int] = {}
     for label, name in sorted(names.items()):
-        first = twins.setdefault(name.replace("_", " "), label)
+        first = twins.setdefault(same_words(name), label)
         if one_name and first != label:
+            called = (
+                f"both called '{name}'"
+                if names[first] == name
+                else f"called '{names[first]}' and '{name}'"
+            )
             raise InputError(
-                f"{where}: labels {first} and {label} are both called '{name}', which no prompt "
-                "tells apart; rename or merge them"
+                f"{where}: labels {first} and {label} are {called}, which no prompt tells apart; "
+                "rename or merge them"
             )
     if len(names) < 2:
         raise InputError(
@@ -121,7 +126,7 @@ def class_folders(top: Path) -> list[str]:
         )
     with os.scandir(top) as entries:
         found = sorted(
-            entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+            entry.name for entry in entries if not left_out(entry.name) and entry.is_dir()
         )
     if not found:
         raise InputError(
@@ -135,9 +140,7 @@ def pictures_in(top: Path, folder: str) -> list[str]:
     million of them. None is an InputError.
     """
     found = sorted(
-        name
-        for name in os.listdir(top / folder)
-        if not name.startswith(".") and PICTURE.search(name)
+        name for name in os.listdir(top / folder) if not left_out(name) and PICTURE.search(name)
     )
     if not found:
         raise InputError(f"{top / folder}: holds no pictures; unpack the dataset again")
