@@ -1,4 +1,4 @@
-"""What a folder or zip of pictures holds: one reader, and one idea of a picture, for every layout."""
+"""What a folder or zip of pictures holds: one reader, one idea of a picture, for every layout."""
 
 from __future__ import annotations
 

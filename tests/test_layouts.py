@@ -789,7 +789,11 @@ def test_what_cannot_be_read_at_all(tmp_path, layout, options, words):
 
 
 def test_the_table_of_datasets_agrees_with_itself():
-    assert LAYOUTS == ("folders", *KNOWN) and len(KNOWN) == 15 and set(ARCHIVES) < set(KNOWN)
+    assert (
+        LAYOUTS == ("folders", *KNOWN, "domains")
+        and len(KNOWN) == 15
+        and set(ARCHIVES) < set(KNOWN)
+    )
     for known in KNOWN.values():
         assert known.halves is None or sum(known.halves) == known.counts[2]
     assert all(

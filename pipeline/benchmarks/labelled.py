@@ -153,7 +153,7 @@ def write_labelled(
         out = work / f"{number:05d}.parquet"
         if not out.exists():
             files = [pictures.read(key) for key in rows["key"]]
-            seen = (opened(pictures, *named) for named in zip(rows["key"], files))
+            seen = (opened(pictures, *named) for named in zip(rows["key"], files, strict=True))
             features = image_features(backbone, map(backbone.test_view, seen)).numpy()
             columns = [
                 *(rows[name].to_arrow() for name in ("key", "topic", "name", "domain")),

@@ -14,7 +14,6 @@ Seeds = Annotated[list[Seed], Field(min_length=1), Distinct]
 Benchmarks = Annotated[list[Name], Distinct]  # entries of `benchmarks:`
 Layout = Literal[
     "folders",
-    "domains",
     "imagenet",
     "caltech101",
     "oxford_pets",
@@ -30,6 +29,7 @@ Layout = Literal[
     "imagenet_sketch",
     "imagenet_a",
     "imagenet_r",
+    "domains",
 ]
 LAYOUTS = get_args(Layout)
 
@@ -84,7 +84,7 @@ class Benchmark(Section):
             )
         if self.domains is not None and self.layout not in ("folders", "domains"):
             raise ValueError(
-                f"'domains' is for the layouts 'folders' and 'domains'; '{self.layout}' has none"
+                f"'domains' is for the layout 'folders' or 'domains'; '{self.layout}' has none"
             )
         if self.split and not self.split.train and (self.shots.base or self.shots.all):
             raise ValueError("'split.train' is 0, but 'shots' asks for draws of training pictures")

@@ -40,7 +40,7 @@ def _opener(root: Path) -> Callable[[str], bytes | None]:
         read_member = _tar_opener()
 
         def file(name: str) -> Path | None:
-            # Links were laid by whoever owns the folder, and are followed; a URL leads nowhere else.
+            # links were laid by whoever owns the folder, and are followed; URLs lead nowhere else
             inside = ".." not in PurePosixPath(name).parts
             return root / name if inside and (root / name).is_file() else None
 

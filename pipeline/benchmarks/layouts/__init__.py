@@ -1,5 +1,5 @@
-"""Reads a labelled dataset in one of the layouts that people have: folders of classes or of domains,
-or one of the field's fifteen (docs/benchmarks.md).
+"""Reads a labelled dataset in one of the layouts that people have: folders of classes or domains, or
+one of the field's fifteen (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _known(layout: str, top: Path) -> tuple[Parts, Literal["reference", "officia
 def read_benchmark(
     layout: str, path: Path | str, domains: list[str] | None = None, split: Split | None = None
 ) -> Dataset:
-    """A dataset in `layout` (one of `LAYOUTS`) from its own folder; "folders" and "domains" may be a
-    zip, too.
+    """A dataset in `layout` (one of `LAYOUTS`) from its own folder; of "folders" and "domains" it
+    may be a zip, too.
 
     Args:
         domains: of "folders": keep only these domains' test pictures; of "domains": only these.
@@ -79,7 +79,7 @@ def read_benchmark(
         return Dataset(read_domains(pictures, domains, split), pictures, "own")
     if domains is not None:
         raise InputError(
-            f"{path}: 'domains' is for the layouts 'folders' and 'domains'; '{layout}' has none"
+            f"{path}: 'domains' is for the layout 'folders' or 'domains'; '{layout}' has none"
         )
     if not Path(path).is_dir():
         raise InputError(

@@ -1,5 +1,5 @@
-"""`<domain>/<class>/<picture>`, as Office, PACS and DomainNet are handed out: no part of its own, so
-that each class of each domain is cut by a seed.
+"""`<domain>/<class>/<picture>`, as Office, PACS and DomainNet are handed out: without parts, so that
+each class of each domain is cut by a seed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_domains(pictures: Pictures, domains: Sequence[str] | None, split: Split
                 "for a training and a test part; add some, remove the class, or give a 'split' "
                 "of 'train: 0'"
             )
-        parts = zip(("train", "test"), cut(files, split.train, f"{split.seed}/{domain}/{name}"))
-        rows += [(part, domain, name, file) for part, of_part in parts for file in of_part]
-    # the order of Python's words: "test" comes before "train"
+        train, test = cut(files, split.train, f"{split.seed}/{domain}/{name}")
+        rows += [("train", domain, name, file) for file in train]
+        rows += [("test", domain, name, file) for file in test]
     return numbered(pictures.path, sorted(rows, key=lambda row: (row[0] == "test", row[3])))

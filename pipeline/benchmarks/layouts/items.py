@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.pictures import PICTURE, left_out, same_words
+from pipeline.pictures import PICTURE, class_name, left_out, same_words
 
 
 class Item(NamedTuple):
@@ -62,7 +62,7 @@ def check_parts(parts: Parts, where: Path, one_name: bool = True) -> None:
         if one_name and first != label:
             called = (
                 f"both called '{name}'"
-                if names[first] == name
+                if class_name(names[first]) == class_name(name)
                 else f"called '{names[first]}' and '{name}'"
             )
             raise InputError(
