@@ -1,5 +1,5 @@
-"""Reads a labelled dataset in one of the layouts that people have: folders of classes or domains, or
-one of the field's fifteen (docs/benchmarks.md).
+"""Reads a labelled dataset in one of the layouts that people have: folders of classes or domains,
+or one of the field's fifteen (docs/benchmarks.md).
 """
 
 from __future__ import annotations

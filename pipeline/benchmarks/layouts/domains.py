@@ -1,5 +1,5 @@
-"""`<domain>/<class>/<picture>`, as Office, PACS and DomainNet are handed out: without parts, so that
-each class of each domain is cut by a seed.
+"""`<domain>/<class>/<picture>`, as Office, PACS and DomainNet are handed out: without parts, so
+that each class of each domain is cut by a seed.
 """
 
 from __future__ import annotations
