@@ -17,8 +17,10 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.artifacts import to_vectors, write_json, write_parts, write_table
+from pipeline.benchmarks.cache import class_names
 from pipeline.benchmarks.draw import draw_few_shot
 from pipeline.benchmarks.layouts import read_benchmark
+from pipeline.benchmarks.layouts.imagenet import IMAGENETS
 from pipeline.benchmarks.params import Benchmark, Count, Seeds
 from pipeline.benchmarks.schemas import PICTURES, SAMPLES, test_schema, views_schema
 from pipeline.benchmarks.sound import check_shots, remarks
@@ -26,6 +28,7 @@ from pipeline.benchmarks.views import encode_test, encode_train
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.params import load_params
+from pipeline.prompts.base import check_prompts
 from pipeline.stage import parser, progress, run, warn, warn_of_other_files
 
 READS = {
@@ -64,6 +67,8 @@ def main():
         warn_of_other_files(pictures.path, pictures.passed_over)
 
     backbone = load_backbone(p.backbone.path)
+    if b.layout not in IMAGENETS:  # the field lives with its names (docs/benchmarks.md)
+        check_prompts(backbone, class_names(samples, "all"), b.template, b.path)
     write_table(dataset.samples, args.out / "samples.parquet", SAMPLES)
     write_json({"split": dataset.split}, args.out / "about.json")
     features = encode_test(backbone, pictures, test["file"].to_list(), progress)

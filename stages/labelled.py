@@ -15,6 +15,7 @@ from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.params import Seed, load_params
 from pipeline.pictures import Pictures
+from pipeline.prompts.base import check_prompts
 from pipeline.stage import parser, progress, run, warn_of_other_files
 
 READS = {
@@ -47,6 +48,7 @@ def main():
     table = read_labelled(pictures, p.per_class, p.seed, p.list, p.names)
     warn_of_other_files(pictures.path, pictures.passed_over)
     backbone = load_backbone(p.backbone.path)
+    check_prompts(backbone, table["name"].unique(maintain_order=True).to_list(), "{}.", p.path)
     with resumable_folder(args.out, fingerprint((p, args.name), p.path, p.backbone.path)) as work:
         write_labelled(table, pictures, backbone, work, progress)
     counts = {

@@ -11,6 +11,7 @@ from test_meta_gradient import KINDS, NAMES, TEMPLATE, TOKENS, K, T, World, smal
 from pipeline.clip import blocks
 from pipeline.errors import InputError
 from pipeline.prompts import METHODS
+from pipeline.prompts.base import check_prompts
 from pipeline.prompts.template import Template
 
 
@@ -235,3 +236,43 @@ def test_texts_in_parts_have_the_same_logits_and_gradients(backbone, kind, depth
     for a, b in zip(whole, found(), strict=True):
         assert (a - b).abs().max() < 1e-9 * a.abs().max()
     assert len(parts) > 1
+
+
+LONG = "a very long name " * 12  # the tower of the demo's backbone has fewer positions
+
+
+@pytest.mark.parametrize("kind", ["template", *METHODS])
+def test_a_name_longer_than_the_text_tower_is_named_by_every_method(backbone, kind):
+    """Cut without a word, two such classes would have one prompt."""
+    method = (
+        Template(backbone, ["a photo of a {}."]) if kind == "template" else METHODS[kind](backbone)
+    )
+    with pytest.raises(InputError, match="class 'a very long name .* do not fit the text tower's"):
+        method.prepare([["lion", LONG + "one", LONG + "two"]])
+
+
+def test_a_name_that_fits_alone_but_not_behind_its_context(backbone):
+    coop = METHODS["coop"](backbone)
+    room = backbone.text.room
+    name = " ".join(["lion"] * (room - 5))  # with its full stop and what stands around: room - 2
+    classes = coop.prepare([["bear", name]])
+    fits, too_many = (torch.zeros(1, n, backbone.text.width).double() for n in (2, 3))
+    assert coop.text_features({"text": fits}, classes).shape[:2] == (1, 2)
+    with pytest.raises(InputError, match=f"class '{name}': its prompt has {room - 2} tokens and 3"):
+        coop.text_features({"text": too_many}, classes)
+
+
+def test_a_text_that_just_fits_is_no_error(backbone):
+    template = Template(backbone, ["{}"])
+    room = backbone.text.room
+    assert template.prepare([[" ".join(["lion"] * (room - 2)), "bear"]]).shape[1] == 2
+    with pytest.raises(InputError, match=f"has {room + 1} tokens, which do not fit"):
+        template.prepare([[" ".join(["lion"] * (room - 1)), "bear"]])
+
+
+def test_names_that_the_tokenizer_cannot_tell_apart(backbone):
+    check_prompts(backbone, ["lion", "bear"], "a photo of a {}.", "top")
+    with pytest.raises(InputError, match="top: the classes 'Lion' and 'lion' are one prompt"):
+        check_prompts(backbone, ["bear", "Lion", "lion"], "a photo of a {}.", "top")
+    with pytest.raises(InputError, match="top: class 'a very long"):
+        check_prompts(backbone, ["bear", LONG], "a photo of a {}.", "top")

@@ -22,6 +22,7 @@ from pipeline.errors import InputError
 # 4 GiB of activations for ViT-B/16's text tower at 20 positions; heads of 1,000 classes take two
 # parts
 TEXTS_AT_ONCE = 512
+LONGEST = 1024  # tokens, until which a text's length is told exactly
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,15 @@ class TextTower:
         end = self.ends(ids)
         embeddings = self.embed(ids if self.padded else ids[:, : int(end.max()) + 1])
         return Pieces(embeddings[:, : self.starts], embeddings[:, self.starts :], end - self.starts)
+
+    def lengths(self, texts: Sequence[str], pieces: Pieces) -> list[int]:
+        """Tokens of the texts that `split` made pieces of, with those around them; tokenizers cut
+        without a word what does not fit, but here they count up to `LONGEST`.
+        """
+        ends = pieces.end + self.starts
+        if int(ends.max()) == self.room - 1:
+            ends = self.ends(self.tokenize(list(texts), context_length=max(LONGEST, self.room)))
+        return (ends + 1).tolist()
 
     def features(
         self, pieces: Pieces, context: Tensor | None = None, deep: Tensor | None = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.clip.backbone import Backbone
-from pipeline.clip.text import TEXTS_AT_ONCE, Pieces
+from pipeline.clip.text import TEXTS_AT_ONCE, Pieces, TextTower
 from pipeline.clip.vision import require_tokens
 from pipeline.errors import InputError
 
@@ -138,16 +139,68 @@ def words_or_random(
     )
 
 
+def in_words(name: str, template: str = "{}.") -> str:
+    """A class name in a template, with a space for each `_`; by itself as a context is put before
+    it (Eq 2).
+    """
+    return template.replace("{}", name.replace("_", " "))
+
+
+def require_room(tower: TextTower, names: Sequence[str], lengths: Sequence[int], more: int) -> None:
+    """Raises InputError naming the class whose text is longer than the tower: cut, it would be
+    another class's prompt too.
+
+    Args:
+        lengths: tokens of the names' texts (`TextTower.lengths`). more: context tokens beside them.
+    """
+    longest = max(range(len(names)), key=lengths.__getitem__)
+    if lengths[longest] + more > tower.room:
+        context = f" and {more} context tokens" if more else ""
+        raise InputError(
+            f"class '{names[longest]}': its prompt has {lengths[longest]} tokens{context}, which "
+            f"do not fit the text tower's {tower.room} positions; shorten the class's name, its "
+            "template, or lower 'context_tokens'"
+        )
+
+
+def check_prompts(
+    backbone: Backbone, names: Sequence[str], template: str, where: Path | str
+) -> None:
+    """Raises InputError naming `where` if the prompt of a class does not fit the text tower, or if
+    two classes of different names have one.
+    """
+    tower, known = backbone.text, {}
+    texts = [in_words(name, template) for name in names]
+    try:
+        require_room(tower, names, tower.lengths(texts, tower.split(texts)), 0)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    for name, ids in zip(names, tower.tokenize([in_words(n) for n in names]).tolist(), strict=True):
+        first = known.setdefault(tuple(ids), name)
+        if first != name:
+            raise InputError(
+                f"{where}: the classes '{first}' and '{name}' are one prompt to this backbone's "
+                "tokenizer, which cannot tell them apart; rename or merge them"
+            )
+
+
 class NamedClasses:
     """The class names' token embeddings, opened for a context (Eq 2), and the number of tasks
     and classes.
     """
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Sequence[str]]) -> None:
-        self.pieces: Pieces = backbone.text.split(
-            [name.replace("_", " ") + "." for task in tasks for name in task]
-        )
+        self.names = [name for task in tasks for name in task]
+        texts = [in_words(name) for name in self.names]
+        self.tower = backbone.text
+        self.pieces: Pieces = self.tower.split(texts)
+        self.lengths = self.tower.lengths(texts, self.pieces)
+        self.require_room(0)
         self.shape = (len(tasks), len(tasks[0]))
+
+    def require_room(self, context: int) -> None:
+        """Raises InputError naming a class that does not fit beside so many context tokens."""
+        require_room(self.tower, self.names, self.lengths, context)
 
 
 class TextContext(PromptMethod):
@@ -178,6 +231,7 @@ class TextContext(PromptMethod):
     def text_features(self, tokens: Tokens, classes: NamedClasses) -> Tensor:
         T, K = classes.shape
         first, deep = by_depth(repeated(tokens["text"], K), self.depth)
+        classes.require_room(first.shape[1])
         return self.backbone.text.features(classes.pieces, first, deep).view(T, K, -1)
 
 
@@ -190,14 +244,16 @@ class FixedText(PromptMethod):
     def filled(self, template: str, tasks: Sequence[Sequence[str]]) -> Tensor:
         """(T, K, e) L2-normalised features of a template with the classes' names in it."""
         tower = self.backbone.text
-        texts = [template.format(name.replace("_", " ")) for names in tasks for name in names]
+        named = [name for names in tasks for name in names]
+        parts = []
         with torch.no_grad():
-            features = torch.cat(
-                [
-                    tower.features(tower.split(texts[i : i + TEXTS_AT_ONCE]))
-                    for i in range(0, len(texts), TEXTS_AT_ONCE)
-                ]
-            )
+            for first in range(0, len(named), TEXTS_AT_ONCE):
+                of_part = named[first : first + TEXTS_AT_ONCE]
+                texts = [in_words(name, template) for name in of_part]
+                pieces = tower.split(texts)
+                require_room(tower, of_part, tower.lengths(texts, pieces), 0)
+                parts.append(tower.features(pieces))
+        features = torch.cat(parts)
         return features.view(len(tasks), -1, features.shape[-1])
 
     def text_features(self, tokens: Tokens, classes: Tensor) -> Tensor:

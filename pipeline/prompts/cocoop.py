@@ -45,6 +45,7 @@ class CoCoOp(TextContext):
         once as there is memory for.
         """
         T, K = head.shape
+        head.require_room(tokens["text"].shape[1])
         return in_parts(
             lambda part: self._scores(tokens, head, part),
             max(1, TEXTS_AT_ONCE // (T * K)),
