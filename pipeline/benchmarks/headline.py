@@ -1,4 +1,4 @@
-"""A method in five figures: averages over the sources and targets of each protocol, at its
+"""A method in a few figures: averages over the sources and targets of each protocol, at its
 largest number of shots.
 """
 
@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import polars as pl
 
 from pipeline.benchmarks.params import Protocols
+from pipeline.benchmarks.protocols import TRANSFERS, few_shot_alone, targets_of
 from pipeline.benchmarks.scores import TOP1, harmonic_mean
 
 
 def headline(verdicts: pl.DataFrame, protocols: Mapping[str, Protocols]) -> dict[str, float]:
-    """base, new, H, cross_domain, cross_dataset in percent, those that there are; mean over seeds,
-    then over benchmarks.
+    """base, new, H, all_classes, cross_domain, cross_dataset in percent, those that there are; mean
+    over seeds, then over benchmarks. all_classes is of the sources that have no targets.
 
     Args:
         verdicts: one method's rows of `VERDICTS`.
@@ -33,24 +34,26 @@ def headline(verdicts: pl.DataFrame, protocols: Mapping[str, Protocols]) -> dict
     }
     if None not in figures.values():
         figures["H"] = harmonic_mean(figures["base"], figures["new"])
-    for kind in ("cross_domain", "cross_dataset"):
-        pairs = [
-            pl.struct(source=pl.lit(name), benchmark=pl.lit(target))
+    judged = {"all_classes": [(name, name) for name in few_shot_alone(protocols)]} | {
+        kind: [
+            (name, target)
             for name, of_source in protocols.items()
-            for target in getattr(of_source, kind)
+            for target in targets_of(name, of_source, kind)
         ]
+        for kind in TRANSFERS
+    }
+    at = pl.struct("source", "benchmark")
+    for kind, pairs in judged.items():
+        wanted = [at == pl.struct(source=pl.lit(s), benchmark=pl.lit(b)) for s, b in pairs]
         figures[kind] = (
-            mean(
-                pl.col("tuned_on") == "all",
-                pl.any_horizontal(pl.struct("source", "benchmark") == pair for pair in pairs),
-            )
-            if pairs
-            else None
+            mean(pl.col("tuned_on") == "all", pl.any_horizontal(wanted)) if wanted else None
         )
     return {name: value for name, value in figures.items() if value is not None}
 
 
 def in_words(figures: dict[str, float]) -> str:
+    if not figures:
+        return "nothing was judged"
     return (
         ", ".join(f"{name.replace('_', '-')} {value:.2f}" for name, value in figures.items())
         + " (%)"

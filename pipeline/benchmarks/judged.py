@@ -24,11 +24,11 @@ def save_judged(judged: tuple[pa.Table, pl.DataFrame], folder: Path, source: str
 
 def read_verdicts(folder: Path, sources: Iterable[str]) -> pl.DataFrame:
     """`VERDICTS` of one method on all sources."""
-    return pl.concat(
-        [pl.from_arrow(read_table(folder / f"{source}.parquet", VERDICTS)) for source in sources]
-    )
+    found = [read_table(folder / f"{source}.parquet", VERDICTS) for source in sources]
+    return pl.from_arrow(pa.concat_tables([VERDICTS.empty_table(), *found]))
 
 
 def read_epochs(folder: Path, sources: Iterable[str]) -> pl.DataFrame:
     """source, shots, seed, epoch, head, top1 of one method."""
-    return pl.concat([pl.read_csv(folder / f"{source}.csv", schema=EPOCHS) for source in sources])
+    found = [pl.read_csv(folder / f"{source}.csv", schema=EPOCHS) for source in sources]
+    return pl.concat([pl.DataFrame(schema=EPOCHS), *found])

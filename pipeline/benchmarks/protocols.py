@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pipeline.benchmarks.params import Protocols
 
 HALVES = ("base", "new")
+TRANSFERS = ("cross_domain", "cross_dataset")
 
 
 class Exam(NamedTuple):
@@ -45,6 +46,22 @@ def exams_of(name: str, protocols: Protocols) -> dict[str, list[Exam]]:
         "base": [Exam(name, half) for half in HALVES] if protocols.base_to_new else [],
         "all": [Exam(target, "all") for target in targets] if protocols.all_classes else [],
     }
+
+
+def targets_of(name: str, protocols: Protocols, kind: str) -> list[str]:
+    """The benchmarks of `cross_domain` or `cross_dataset`, without the source itself: an average
+    over targets leaves it out.
+    """
+    return [target for target in getattr(protocols, kind) if target != name]
+
+
+def few_shot_alone(protocols: Mapping[str, Protocols]) -> list[str]:
+    """The sources that are tuned on all classes, and judged on nothing but their own test part."""
+    return [
+        name
+        for name, of in protocols.items()
+        if of.all_classes and not any(targets_of(name, of, kind) for kind in TRANSFERS)
+    ]
 
 
 def judged_on(protocols: Mapping[str, Protocols]) -> list[str]:

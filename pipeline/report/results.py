@@ -14,16 +14,16 @@ from pipeline.benchmarks.judged import read_epochs, read_verdicts
 
 def read_results(scores: Path, sources: Iterable[str], methods: Iterable[str]) -> pl.DataFrame:
     """`VERDICTS` of all methods, with a column `method`."""
-    return pl.concat(
-        [read_verdicts(scores / m, sources).with_columns(method=pl.lit(m)) for m in methods]
-    )
+    found = [read_verdicts(scores / m, sources).with_columns(method=pl.lit(m)) for m in methods]
+    nothing = read_verdicts(scores, []).with_columns(method=pl.lit(""))
+    return pl.concat([nothing, *found])
 
 
 def epochs_of(scores: Path, sources: Iterable[str], methods: Iterable[str]) -> pl.DataFrame:
     """method, epoch, head, top1: mean over sources and seeds, at the largest number of shots."""
-    epochs = pl.concat(
-        [read_epochs(scores / m, sources).with_columns(method=pl.lit(m)) for m in methods]
-    )
+    found = [read_epochs(scores / m, sources).with_columns(method=pl.lit(m)) for m in methods]
+    nothing = read_epochs(scores, []).with_columns(method=pl.lit(""))
+    epochs = pl.concat([nothing, *found])
     most = epochs.filter(pl.col("shots") == pl.col("shots").max().over("method", "source"))
     return (
         most.group_by("method", "epoch", "head")
@@ -34,13 +34,12 @@ def epochs_of(scores: Path, sources: Iterable[str], methods: Iterable[str]) -> p
 
 def epochs_table(epochs: pl.DataFrame, head: str) -> pl.DataFrame:
     """One row per epoch, a column of accuracies per method; a method that learns nothing stays
-    where it is.
+    where it is. Without any base classes there are no epochs.
     """
-    wide = (
-        epochs.filter(pl.col("head") == head)
-        .pivot("method", index="epoch", values="top1")
-        .sort("epoch")
-    )
+    of_head = epochs.filter(pl.col("head") == head)
+    if of_head.is_empty():
+        return of_head.select("epoch")
+    wide = of_head.pivot("method", index="epoch", values="top1").sort("epoch")
     return wide.fill_null(strategy="forward").filter(pl.col("epoch") > 0)
 
 

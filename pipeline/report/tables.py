@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.benchmarks.protocols import TRANSFERS, few_shot_alone, targets_of
 from pipeline.benchmarks.scores import Measured, Part, Setting, average, difference, harmonic
 from pipeline.report.published import Published, Transfer, Variants
 
@@ -131,6 +132,10 @@ class Findings:
                 "classes)"
             )
         return f"{self.title(method)} was not judged here"
+
+    def targets(self, source: str, setting: str) -> list[str]:
+        """What params.yaml lists for a source, which is none of its own targets."""
+        return targets_of(source, self.sources[source], setting)
 
     def methods(self, with_paper: bool) -> list[str]:
         """Rows of a table: the paper's in its order, then our own."""
@@ -315,7 +320,7 @@ def transfer_table(f: Findings, setting: str, source: str, shots: int) -> Table 
     """Tables 2 to 5: tuned on all classes of `source`, judged on other benchmarks; setting:
     cross_domain or cross_dataset.
     """
-    listed = getattr(f.sources[source], setting)
+    listed = f.targets(source, setting)
     if not listed:
         return None
     theirs: Transfer | None = next(
@@ -385,15 +390,17 @@ def transfer_table(f: Findings, setting: str, source: str, shots: int) -> Table 
     )
 
 
+def few_shot_at(f: Findings, shots: int) -> list[str]:
+    """The sources that no table of targets shows."""
+    alone = few_shot_alone(f.sources)
+    return [n for n in sources_at(f, "all_classes", shots) if n in alone]
+
+
 def few_shot_table(f: Findings, shots: int) -> Table | None:
     """Tuned on all classes of a benchmark and judged on its own test part, if no table of its
     targets shows that; the paper has none.
     """
-    names = [
-        n
-        for n in sources_at(f, "all_classes", shots)
-        if not (f.sources[n].cross_domain or f.sources[n].cross_dataset)
-    ]
+    names = few_shot_at(f, shots)
     if not names:
         return None
     rows = []
@@ -497,11 +504,12 @@ def comparison_table(f: Findings, pairs: Collection[tuple[str, str]], shots: int
     names = sources_at(f, "base_to_new", shots)
     transfers = [
         (setting, source)
-        for setting in ("cross_domain", "cross_dataset")
+        for setting in TRANSFERS
         for source in sources_at(f, "all_classes", shots)
-        if getattr(f.sources[source], setting)
+        if f.targets(source, setting)
     ]
-    if not pairs or not (names or transfers):
+    alone = few_shot_at(f, shots)
+    if not pairs or not (names or transfers or alone):
         return None
     figures: dict[str, list[Measured | str]] = {}
     printed: dict[str, list[float | None]] = {}
@@ -513,7 +521,7 @@ def comparison_table(f: Findings, pairs: Collection[tuple[str, str]], shots: int
             [*theirs.average.get(method, (None,) * 3)] if whole else [None] * 3 * bool(names)
         )
         for setting, source in transfers:
-            listed = getattr(f.sources[source], setting)
+            listed = f.targets(source, setting)
             figures[method].append(transfer_of(f, method, source, listed, listed, shots)[AVERAGE])
             rows = next(
                 (
@@ -524,6 +532,11 @@ def comparison_table(f: Findings, pairs: Collection[tuple[str, str]], shots: int
                 {},
             )
             printed[method].append(rows[method][-1] if method in rows else None)
+        if alone:
+            figures[method].append(
+                mean_of({n: f.accuracy(method, n, "all", shots, n, "all") for n in alone})
+            )
+            printed[method].append(None)
     rows = []
     for one, other in pairs:
         cells = [_difference(a, b) for a, b in zip(figures[one], figures[other], strict=True)]
@@ -547,6 +560,7 @@ def comparison_table(f: Findings, pairs: Collection[tuple[str, str]], shots: int
         )
         for setting, source in transfers
     ]
+    columns += [Column("all_classes", "all classes", "Few-shot")] * bool(alone)
     return Table(
         f"comparison_{shots}",
         f"Differences of averages, {shots} shots",
@@ -569,7 +583,7 @@ def result_tables(
         made.append(base_to_new_table(f, shots, others))
         made += [
             transfer_table(f, setting, source, shots)
-            for setting in ("cross_domain", "cross_dataset")
+            for setting in TRANSFERS
             for source in sources_at(f, "all_classes", shots)
         ]
         made += [few_shot_table(f, shots), comparison_table(f, pairs, shots)]
