@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ENVIRONMENT, clone, free_port, run
 
+from pipeline.tracking.send import Sender, client_of
+
 STAGE = """
 import sys
 sys.path.insert(0, {root!r})
@@ -350,3 +352,92 @@ def test_a_run_that_mlflow_refuses_does_not_hold_up_the_others(checkout):
     run(sys.executable, "-m", "pipeline.tracking.send", "tracking", "--stay", "0", cwd=checkout)
     until(lambda: len(found(f"sqlite:///{checkout}/tracking/mlflow.db", checkout)) == 3)
     assert bad.exists()
+
+
+class Lossy:
+    """A client whose first answer to some requests is lost, after they were heeded."""
+
+    def __init__(self, client, *lost):
+        self.client, self.lost = client, set(lost)
+
+    def __getattr__(self, name):
+        def asked(*arguments, **settings):
+            answer = getattr(self.client, name)(*arguments, **settings)
+            if name in self.lost:
+                self.lost.remove(name)
+                raise ConnectionError(f"the answer to {name} is lost")
+            return answer
+
+        return asked
+
+
+def waiting(store, uri, parameters, name="learn@one"):
+    """A run that has ended, in an outbox."""
+    folder = store / "outbox" / name
+    (folder / "files").mkdir(parents=True)
+    about = {"id": name, "uri": uri, "started": 1.0, "process": os.getpid(), "name": name}
+    about |= {"revision": "abc", "dirty": False, "experiment": None, "baseline": None}
+    point = {"step": 0, "time": 1.0, "values": {"loss/own+": 0.5}}
+    (folder / "run.json").write_text(json.dumps(about))
+    (folder / "parameters.json").write_text(json.dumps(parameters))
+    (folder / "points.jsonl").write_text(json.dumps(point) + "\n")
+    (folder / "files" / "record.json").write_text("{}")
+    figures = {"H": 61.5, "own+": {"base@1": 2.0}}
+    (folder / "end.json").write_text(
+        json.dumps({"status": "FINISHED", "ended": 2.0, "figures": figures})
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """An MLflow of a file; making its tables takes the longest."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    return uri, client_of(uri)
+
+
+def runs_in(client):
+    return client.search_runs([e.experiment_id for e in client.search_experiments()])
+
+
+@pytest.mark.parametrize(
+    "lost", ["create_run", "log_batch", "log_artifacts", "set_terminated", "create_experiment"]
+)
+def test_an_answer_that_is_lost_makes_no_second_run(database, tmp_path, lost):
+    uri, client = database
+    before = {run.info.run_id for run in runs_in(client)}
+    waiting(tmp_path, uri, {"seed": 1}, f"of-{lost}")
+    sender = Sender(tmp_path)
+    sender.clients[uri] = Lossy(client, lost)
+    for _ in range(3):
+        sender.failed.clear()  # as if ten seconds had passed
+        sender.deliver()
+    made = [run for run in runs_in(client) if run.info.run_id not in before]
+    assert [run.info.status for run in made] == ["FINISHED"]
+    assert made[0].data.params == {"seed": "1"} and made[0].data.metrics["H"] == 61.5
+    assert not sender.waiting()
+
+
+def test_names_that_mlflow_refuses_are_written_otherwise(database, tmp_path):
+    uri, client = database
+    waiting(tmp_path, uri, {"methods": {"own+": {"lr": 0.1}, "own*": {"lr": 0.2}}}, "odd")
+    assert Sender(tmp_path).deliver()
+    run = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], "tags.`gram.outbox` = 'odd'"
+    )[0]
+    assert run.data.params == {"methods.own_2b_.lr": "0.1", "methods.own_2a_.lr": "0.2"}
+    assert run.data.metrics == {"loss/own_2b_": 0.5, "H": 61.5, "own_2b_.base-1": 2.0}
+
+
+def test_a_run_that_is_refused_is_told_although_others_go_through(database, tmp_path):
+    """The next run's success used to wipe the word away before anybody had read it."""
+    uri, client = database
+    folder = waiting(tmp_path, uri, {"seed": 1}, "a-bad")
+    (folder / "points.jsonl").write_text("{}\n")  # no point
+    waiting(tmp_path, uri, {"seed": 2}, "b-good")
+    sender = Sender(tmp_path)
+    sender.clients[uri] = client
+    sender.deliver()
+    problem = json.loads((tmp_path / "outbox" / "problem.json").read_text())
+    assert problem["what"] == "a-bad" and not problem["told"]
+    assert folder.exists() and not (tmp_path / "outbox" / "b-good").exists()

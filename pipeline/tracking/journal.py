@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,13 @@ class Run:
         (self.folder / "files").mkdir(parents=True)
         about = {"name": record.stage_name(), **record.experiment(), **record.source()}
         write_json(
-            {"uri": tracking_uri(), "started": started, "process": os.getpid(), **about},
+            {
+                "id": uuid.uuid4().hex,  # by which a run whose answer was lost is found again
+                "uri": tracking_uri(),
+                "started": started,
+                "process": os.getpid(),
+                **about,
+            },
             self.folder / "run.json",
         )
         # a line at a time

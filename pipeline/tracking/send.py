@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -25,8 +26,9 @@ from pipeline.tracking.journal import PROBLEM, STOPPED, alone
 
 EXPERIMENT = "gram"
 LOOK_EVERY, STAY, AGAIN_AFTER = 0.5, 30.0, 10.0  # seconds
-# MLflow's limits; the last in characters
-POINTS_AT_ONCE, PARAMETERS_AT_ONCE, VALUE = 1000, 100, 500
+# MLflow's limits; the last two in characters
+POINTS_AT_ONCE, PARAMETERS_AT_ONCE, VALUE, NAME = 1000, 100, 500, 250
+OUTBOX = "gram.outbox"  # tag: which run of the outbox it is
 
 
 def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -42,8 +44,9 @@ def client_of(uri: str):
     """An MLflow client that gives up soon: a person waits for none of this, but a sender is not
     to hang for ever.
     """
+    # A request that is sent twice unseen would make two runs; the sender itself tries again.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     for name, value in (
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("GIT_PYTHON_REFRESH", "quiet"),
@@ -73,6 +76,11 @@ def alive(process: int) -> bool:
     return True
 
 
+def accepted(name: str) -> str:
+    """A parameter's or metric's name with what MLflow refuses in it as the number of its sign."""
+    return re.sub(r"[^\w./ -]", lambda sign: f"_{ord(sign[0]):x}_", name)[:NAME]
+
+
 def milliseconds(seconds: float) -> int:
     return int(1000 * seconds)
 
@@ -85,8 +93,15 @@ class Delivery:
         self.sent = (
             read_json(folder / "sent.json")
             if (folder / "sent.json").exists()
-            else {"run": None, "parameters": False, "points": 0}
+            else {"run": None, "parameters": False, "points": 0, "asked": []}
         )
+
+    def _asked_before(self, what: str) -> bool:
+        """Whether this was asked for already, and the answer may be what was lost."""
+        before = self.sent.get("asked", [])
+        if what not in before:
+            self._note(asked=[*before, what])
+        return what in before
 
     def _note(self, **changes: Any) -> None:
         self.sent |= changes
@@ -118,6 +133,7 @@ class Delivery:
             "dvc.experiment": self.about["experiment"],
             "dvc.baseline": self.about["baseline"],
             "dirty": self.about["dirty"],
+            OUTBOX: self.about.get("id", self.folder.name),
         }
         tags = {name: str(value) for name, value in tags.items() if value is not None}
         name = (
@@ -125,10 +141,21 @@ class Delivery:
             if self.about["experiment"]
             else self.about["name"]
         )
-        run = client.create_run(
-            experiment, start_time=milliseconds(self.about["started"]), run_name=name, tags=tags
-        )
+        run = self._opened(client, experiment, tags[OUTBOX])
+        if run is None:
+            run = client.create_run(
+                experiment, start_time=milliseconds(self.about["started"]), run_name=name, tags=tags
+            )
         self._note(run=run.info.run_id)
+
+    def _opened(self, client, experiment: str, own: str) -> Any:
+        """The run that an earlier request made although its answer was lost; None if there is
+        none.
+        """
+        if not self._asked_before("run"):
+            return None
+        found = client.search_runs([experiment], f"tags.`{OUTBOX}` = '{own}'", max_results=1)
+        return found[0] if found else None
 
     def _points(self, client) -> None:
         from mlflow.entities import Metric
@@ -141,7 +168,7 @@ class Delivery:
                     line for line in file.readlines(POINTS_AT_ONCE * 20) if line.endswith(b"\n")
                 ]
                 found = [
-                    Metric(name, value, milliseconds(p["time"]), p["step"])
+                    Metric(accepted(name), value, milliseconds(p["time"]), p["step"])
                     for p in map(json.loads, lines)
                     for name, value in p["values"].items()
                 ]
@@ -158,7 +185,7 @@ class Delivery:
         from mlflow.entities import Param
 
         found = [
-            Param(name, str(value)[:VALUE])
+            Param(accepted(name), str(value)[:VALUE])
             for name, value in flat(read_json(self.folder / "parameters.json"))
         ]
         for first in range(0, len(found), PARAMETERS_AT_ONCE):
@@ -170,15 +197,34 @@ class Delivery:
 
         end, run = read_json(self.folder / "end.json"), self.sent["run"]
         figures = [
-            Metric(name.replace("@", "-"), float(value), milliseconds(end["ended"]), 0)
+            Metric(accepted(name.replace("@", "-")), float(value), milliseconds(end["ended"]), 0)
             for name, value in flat(end["figures"])
             if isinstance(value, (int, float))
         ]
-        client.log_batch(run, metrics=figures)
+        for first in range(0, len(figures), POINTS_AT_ONCE):
+            client.log_batch(run, metrics=figures[first : first + POINTS_AT_ONCE])
         client.log_artifacts(run, str(self.folder / "files"))
-        if (self.folder / "model" / "model.json").exists():
+        if (self.folder / "model" / "model.json").exists() and not self._has_model(client, run):
             self._model(run)
         client.set_terminated(run, status=end["status"], end_time=milliseconds(end["ended"]))
+
+    def _has_model(self, client, run: str) -> bool:
+        """Whether an earlier request, whose answer was lost, left the model whole; half of one is
+        removed.
+        """
+        if not self._asked_before("model"):
+            return False
+        experiment = client.get_run(run).info.experiment_id
+        found = [
+            model
+            for model in client.search_logged_models([experiment])
+            if model.source_run_id == run
+        ]
+        whole = [model for model in found if str(model.status) == "READY"]
+        for model in found:
+            if model not in whole:
+                client.delete_logged_model(model.model_id)
+        return bool(whole)
 
     def _model(self, run: str) -> None:
         import mlflow
@@ -234,7 +280,7 @@ class Sender:
                 if uri not in self.clients:
                     self.clients[uri] = client_of(uri)
                 delivery.go_on(self.clients[uri], self.store)
-                self._well(uri)
+                self._well(uri, delivery.folder.name)
                 went_on = True
             # whatever MLflow raises: the run waits, and a person is told once
             except Exception as error:
@@ -251,16 +297,20 @@ class Sender:
     def _problem(self) -> dict[str, Any] | None:
         return read_json(self.outbox / PROBLEM) if (self.outbox / PROBLEM).exists() else None
 
-    def _well(self, uri: str) -> None:
-        if (problem := self._problem()) and problem["uri"] == uri:
+    def _well(self, *what: str) -> None:
+        """The server answers, and this run is no longer refused; another run's problem stays."""
+        if (problem := self._problem()) and problem.get("what", problem["uri"]) in what:
             (self.outbox / PROBLEM).unlink(missing_ok=True)
 
     def _give_up(self, what: str, uri: str, error: Exception) -> None:
         self.failed[what] = time.monotonic()
         reason = " ".join(str(error).split())[:200]
         print(f"{what}: {reason}", flush=True)
-        if not self._problem():
-            write_json({"uri": uri, "reason": reason, "told": False}, self.outbox / PROBLEM)
+        known = self._problem() or {"told": True}
+        before = [*known.get("before", []), known.get("what")]
+        if known["told"] and what not in before:
+            problem = {"uri": uri, "what": what, "reason": reason, "told": False, "before": before}
+            write_json(problem, self.outbox / PROBLEM)
 
 
 def serve(store: Path, stay: float) -> None:
