@@ -42,8 +42,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
 import numpy as np  # noqa: E402
 from sklearn.metrics import adjusted_rand_score  # noqa: E402
 
-from pipeline.clustering.labels import WORD, coherence, count_words, describe_topics  # noqa: E402
+from pipeline.clustering.labels import coherence, count_words, describe_topics  # noqa: E402
 from pipeline.clustering.params import Label, Topics  # noqa: E402
+from pipeline.clustering.words import WORD  # noqa: E402
 from pipeline.world.captions import STYLE_WORDS, alt_text, with_article  # noqa: E402
 from pipeline.world.concepts import load_concepts  # noqa: E402
 

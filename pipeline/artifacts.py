@@ -213,15 +213,23 @@ def from_vectors(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def write_json(values: Any, path: Path | str) -> None:
+    """Raises ValueError for NaN and infinities, which JSON does not have; who writes leaves out
+    what was not measured.
+    """
     with replacing(path) as temporary:
         temporary.write_text(
-            json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
         )
+
+
+def _refuse(constant: str) -> None:
+    raise json.JSONDecodeError(f"{constant} is no number of JSON", constant, 0)
 
 
 def read_json(path: Path | str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
         raise InputError(f"{path}: missing; `dvc repro` makes it") from None
     except json.JSONDecodeError as error:

@@ -57,7 +57,7 @@ def cell_index(
     Raises InputError if even looking into all cells would be needed.
     """
     n, d = vectors.shape
-    cells = int(4 * n**0.5)
+    cells = min(int(4 * n**0.5), n)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, cells, faiss.METRIC_INNER_PRODUCT)
     # 1: no warning
     index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1

@@ -15,9 +15,21 @@ from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.clustering.embedding import embed_captions
 from pipeline.clustering.params import Embed
 from pipeline.params import load_params
-from pipeline.stage import parser, progress, run
+from pipeline.stage import parser, progress, run, warn
 
 READS = {"embed": ("embed", Embed)}
+NOTABLE = 0.01  # share of captions that the encoder does not know, to be warned of
+
+
+def warn_of_unread(counts: dict[str, int], model: str) -> None:
+    captions = counts["captions"] + counts["without_vector"]
+    if max(counts["unknown"], counts["coinciding"]) >= NOTABLE * captions:
+        warn(
+            f"the encoder '{model}' does not know the script of {counts['unknown'] / captions:.1%} "
+            f"of the captions, and {counts['coinciding'] / captions:.1%} have the same vector as "
+            "captions that say something else; such captions cannot be told apart: set "
+            "'embed.model' to an encoder of their language (docs/languages.md)"
+        )
 
 
 def main():
@@ -29,12 +41,15 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     with resumable_folder(args.out, fingerprint(p.embed, args.kept)) as work:
-        captions, dim = embed_captions(args.kept, work, p.embed.model, progress)
-    return (
-        f"{captions} captions, {dim} dimensions",
-        {"captions": captions, "dimensions": dim},
-        args.metrics,
+        counts = embed_captions(args.kept, work, p.embed.model, progress)
+    warn_of_unread(counts, p.embed.model)
+    words = (
+        f"{counts['captions']} captions, {counts['distinct']} of them differ to the encoder, "
+        f"{counts['dimensions']} dimensions"
     )
+    if counts["without_vector"]:
+        words += f"; {counts['without_vector']} left out, as their vector is zero or not finite"
+    return words, counts, args.metrics
 
 
 if __name__ == "__main__":

@@ -59,8 +59,13 @@ def main():
     p = load_params(args.params, READS, table=args.table, name=args.name)
     seed = p.seed if args.seed is None else args.seed
 
-    table = pl.from_arrow(read_table(args.domains, DOMAINS)).sort("key")
     names = read_table(args.labels, LABELS)["name"].to_pylist()
+    unnamed = [topic for topic, name in enumerate(names) if name is None]  # they are no classes
+    table = (
+        pl.from_arrow(read_table(args.domains, DOMAINS))
+        .filter(pl.col("topic").is_in(unnamed).not_())
+        .sort("key")
+    )
     pool = Pool(
         table["topic"].to_numpy(),
         table["domain"].to_numpy(),
@@ -88,14 +93,16 @@ def main():
         "tasks": len(tasks),
         "topics_used": used,
         "topics": len(names),
+        "topics_without_name": len(unnamed),
         "pictures": len(shown),
     }
-    return (
+    words = (
         f"{args.name}: {len(tasks)} {p.ways}-way tasks from {used} of {len(names)} topics, "
-        f"{len(shown)} pictures",
-        counts,
-        args.metrics,
+        f"{len(shown)} pictures"
     )
+    if unnamed:
+        words += f"; {len(unnamed)} topics have no name and are left out"
+    return words, counts, args.metrics
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pipeline.params import Seed, load_params
 from pipeline.report import figures
 from pipeline.report.gallery import topic_cards
 from pipeline.report.params import Gallery
-from pipeline.stage import parser, run
+from pipeline.stage import parser, progress, run
 
 READS = {"seed": ("seed", Seed), "filter": ("filter", Filter), "gallery": ("gallery", Gallery)}
 
@@ -51,8 +51,10 @@ def main():
         places, on="key", validate="1:1"
     )
     # the largest first
-    labels = pl.from_arrow(read_table(args.labels, LABELS)).sort(
-        "size", "topic", descending=[True, False]
+    labels = (
+        pl.from_arrow(read_table(args.labels, LABELS))
+        .with_columns(pl.col("name").fill_null("(no name)"))
+        .sort("size", "topic", descending=[True, False])
     )
     domains = pl.from_arrow(read_table(args.domains, DOMAINS))
     counts = {
@@ -101,8 +103,8 @@ def main():
                 kept.join(places, on="key"),
                 pairs,
                 args.shards,
-                topics=p.gallery.topics,
-                per_domain=p.gallery.pictures_per_domain,
+                p.gallery,
+                progress,
             ),
             "topics": labels.select("name", "size", "words").to_dicts(),
         },

@@ -15,15 +15,42 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.artifacts import read_table, write_table
-from pipeline.clustering.edits import apply_edits, load_edits
+from pipeline.clustering.edits import Edits, apply_edits, handle, load_edits
 from pipeline.clustering.labels import coherence, count_words, describe_topics
 from pipeline.clustering.params import Label
 from pipeline.clustering.schemas import CLUSTERS, LABELS, TOPICS
+from pipeline.clustering.words import what_to_set
 from pipeline.pairs.schemas import KEPT
 from pipeline.params import load_params
-from pipeline.stage import parser, run
+from pipeline.stage import parser, run, warn
 
 READS = {"label": ("label", Label)}
+LISTED = 10  # topics without a name that are told of one by one
+
+
+def warn_of_unnamed(found: list[dict], edits: Edits, settings: Label) -> None:
+    """Says which of the topics that were found have no name, by what they are called in the file of
+    edits, and what may give them one.
+    """
+    edited = {*edits.rename, *edits.drop, *(m for group in edits.merge.values() for m in group)}
+    without = [
+        (called, d["size"])
+        for d in found
+        if d["name"] is None and (called := handle(None, d["topic"])) not in edited
+    ]
+    shown = ", ".join(f"{called} ({size} captions)" for called, size in without[:LISTED])
+    more = f" and {len(without) - LISTED} more" if len(without) > LISTED else ""
+    remedy = (
+        "of two topics, Eq 3 scores no word above zero: set 'label.formula' to bertopic, or lower "
+        "'topics.min_cluster_size'"
+        if settings.formula == "eq3" and len(found) == 2
+        else "lower 'label.min_captions', raise 'label.longest_phrase' or 'topics.min_cluster_size'"
+    )
+    warn(
+        f"{len(without)} of {len(found)} topics have no word of their own that could name them, so "
+        f"they are no classes of tasks: {shown}{more}; {remedy}, or name them under 'rename' in "
+        f"{settings.edits}"
+    )
 
 
 def main():
@@ -45,31 +72,38 @@ def main():
         .join(captions, on="key", validate="1:1")
         .sort("key")
     )
+    texts = rows["caption"].to_list()
+    for hint in what_to_set(texts, p.label):
+        warn(hint)
     edits, topic, counted = (
         load_edits(p.label.edits),
         rows["topic"].to_numpy(),
-        count_words(rows["caption"].to_list(), p.label),
+        count_words(texts, p.label),
     )
     found = describe_topics(counted, topic, p.label)
-    topic, names = apply_edits(topic, [d["name"] for d in found], edits, p.label.edits)
-    described = describe_topics(counted, topic, p.label, names)
+    names_found = [d["name"] for d in found]
+    topic, names = apply_edits(topic, names_found, edits, p.label.edits)
+    described = found if names == names_found else describe_topics(counted, topic, p.label, names)
     write_table(
         pa.table([rows["key"].to_arrow(), topic], names=CLUSTERS.names), args.clusters, CLUSTERS
     )
     write_table(pa.Table.from_pylist(described, schema=LABELS), args.out, LABELS)
-    largest = ", ".join(d["name"] for d in sorted(described, key=lambda d: -d["size"])[:8])
-    changed = f" ({len(found)} before {p.label.edits})" if len(found) != len(described) else ""
     counts = {
         "found": len(found),
-        "named": len(described),
-        "coherence": round(coherence(counted, [d["words"] for d in described]), 4),
+        "named": sum(name is not None for name in names),
+        "unnamed": sum(name is None for name in names),
     }
-    return (
-        f"{len(described)} topics named{changed}, coherence of their words "
-        f"{counts['coherence']:.2f}; the largest: {largest}",
-        counts,
-        args.metrics,
-    )
+    if counts["unnamed"]:
+        warn_of_unnamed(found, edits, p.label)
+    named = [d for d in described if d["name"] is not None]
+    largest = ", ".join(d["name"] for d in sorted(named, key=lambda d: -d["size"])[:8])
+    changed = f" ({len(found)} before {p.label.edits})" if len(found) != len(described) else ""
+    words = f"{len(named)} of {len(described)} topics named{changed}"
+    measured = coherence(counted, [d["words"] for d in described])
+    if measured is not None:
+        counts["coherence"] = round(measured, 4)
+        words += f", coherence of their words {counts['coherence']:.2f}"
+    return f"{words}; the largest: {largest or 'none'}", counts, args.metrics
 
 
 if __name__ == "__main__":

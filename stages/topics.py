@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.artifacts import from_vectors, read_shards, shard_paths, vector_dim, write_table
+from pipeline.artifacts import write_table
 from pipeline.clustering.params import Topics
-from pipeline.clustering.schemas import TOPICS, sentences_schema
+from pipeline.clustering.schemas import TOPICS
+from pipeline.clustering.sentences import read_sentences
 from pipeline.clustering.topics import find_topics
 from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
@@ -29,19 +30,16 @@ def main():
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    dim = vector_dim(shard_paths(args.sentences)[0], "embedding")
-    table = read_shards(args.sentences, sentences_schema(dim)).sort_by("key")
-    topic, strength, place, counts = find_topics(
-        from_vectors(table["embedding"]), p.topics, p.seed, progress
-    )
+    keys, vectors = read_sentences(args.sentences)
+    topic, strength, place, counts = find_topics(vectors, p.topics, p.seed, progress)
     # NaN becomes null: not on the map
     x, y = (pa.array(place[:, i], from_pandas=True) for i in (0, 1))
-    columns = [table["key"], topic, strength, x, y]
+    columns = [keys, topic, strength, x, y]
     write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
     words = (
-        f"{counts['topics']} topics of {counts['captions']} captions ({counts['fitted']} "
-        f"clustered, neighbours at recall {counts['recall']:.3f}); {counts['outliers']} "
-        f"outliers, coverage {counts['coverage']:.1%}"
+        f"{counts['topics']} topics of {counts['captions']} captions ({counts['distinct']} differ, "
+        f"{counts['fitted']} clustered, neighbours at recall {counts['recall']:.3f}); "
+        f"{counts['outliers']} outliers, coverage {counts['coverage']:.1%}"
     )
     if "stability" in counts:
         words += f"; ARI with other seeds {counts['stability']:.2f}"

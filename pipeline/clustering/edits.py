@@ -15,7 +15,7 @@ from pipeline.params import Section, did_you_mean, read_yaml, validate
 
 class Edits(Section):
     """The file that `label.edits` names; topics are called by the names that the labels gave
-    them.
+    them, and those without a name "topic N", as the label stage says.
     """
 
     # the new name → the topics that become one
@@ -28,17 +28,22 @@ def load_edits(path: Path | str) -> Edits:
     return validate(Edits, read_yaml(path), "", path)
 
 
+def handle(name: str | None, number: int) -> str:
+    """What a topic is called in the file."""
+    return f"topic {number}" if name is None else name
+
+
 def apply_edits(
-    topic: np.ndarray, names: Sequence[str], edits: Edits, path: Path | str
-) -> tuple[np.ndarray, list[str]]:
-    """(n,) topics and the topics' names → both after the edits.
+    topic: np.ndarray, names: Sequence[str | None], edits: Edits, path: Path | str
+) -> tuple[np.ndarray, list[str | None]]:
+    """(n,) topics and the topics' names (None: it has none) → both after the edits.
 
     Topics are numbered anew in the order of the first that they are made of; −1 stays outside.
 
     Raises InputError naming the file and the topic: one that does not exist, one that is edited
     twice, or a name that two topics would have.
     """
-    number = {name: i for i, name in enumerate(names)}
+    number = {handle(name, i): i for i, name in enumerate(names)}
     edited: set[str] = set()
 
     def find(name: str) -> int:
@@ -62,7 +67,7 @@ def apply_edits(
     if len(kept) < 2:
         raise InputError(f"{path}: leaves {len(kept)} topics; merge or drop fewer")
     names_after = [new_name[row] for row in kept]
-    twice = [name for name in names_after if names_after.count(name) > 1]
+    twice = [name for name in names_after if name is not None and names_after.count(name) > 1]
     if twice:
         raise InputError(
             f"{path}: two topics would be called '{twice[0]}'; merge them, or choose another name"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from scipy import sparse
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+from sklearn.feature_extraction.text import CountVectorizer
 
 from pipeline.clustering.params import Label
+from pipeline.clustering.words import splitter, stop_words
 from pipeline.errors import InputError
-
-WORD = r"(?u)\b[^\W\d_][\w'-]+\b"  # a letter first, two characters at least
 
 
 def cluster_tfidf(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
@@ -67,13 +67,32 @@ class Counted:
     lengths: np.ndarray
 
 
+def _analyser(settings: Label, lengths: list[int]) -> Callable[[str], list[str]]:
+    """Caption → its words and phrases that may name a topic; the number of all its words is put
+    at the end of `lengths`.
+    """
+    split, longest = splitter(settings), settings.longest_phrase
+    stop = stop_words(settings.language) | set(settings.stop_words)
+
+    def analyse(caption: str) -> list[str]:
+        words = split(caption)
+        lengths.append(len(words))
+        words = [word for word in words if word not in stop]
+        phrases = [
+            " ".join(words[start : start + size])
+            for size in range(2, longest + 1)
+            for start in range(len(words) - size + 1)
+        ]
+        return words + phrases
+
+    return analyse
+
+
 def count_words(captions: Sequence[str], settings: Label) -> Counted:
     """Raises InputError if no word is frequent enough to count."""
+    lengths: list[int] = []
     vectorizer = CountVectorizer(
-        token_pattern=WORD,
-        ngram_range=(1, settings.longest_phrase),
-        min_df=settings.min_captions,
-        stop_words=sorted(ENGLISH_STOP_WORDS | set(settings.stop_words)),
+        analyzer=_analyser(settings, lengths), min_df=settings.min_captions
     )
     try:
         by_caption = vectorizer.fit_transform(captions)
@@ -82,17 +101,12 @@ def count_words(captions: Sequence[str], settings: Label) -> Counted:
             f"no word stands in {settings.min_captions} of {len(captions)} captions besides stop "
             "words; lower 'label.min_captions'"
         ) from None
-    analyse = CountVectorizer(token_pattern=WORD).build_analyzer()
-    return Counted(
-        by_caption,
-        vectorizer.get_feature_names_out(),
-        np.array([len(analyse(c)) for c in captions]),
-    )
+    return Counted(by_caption, vectorizer.get_feature_names_out(), np.array(lengths))
 
 
-def coherence(counted: Counted, words: Sequence[Sequence[str]]) -> float:
+def coherence(counted: Counted, words: Sequence[Sequence[str]]) -> float | None:
     """Mean over topics of the NPMI of their words, pair by pair (−1: never in one caption, 1: only
-    together).
+    together); None where no topic has two words.
 
     NPMI(v, w) = log(p(v, w) / (p(v) p(w))) / −log p(v, w), with p the share of captions that hold
     the words.
@@ -109,11 +123,47 @@ def coherence(counted: Counted, words: Sequence[Sequence[str]]) -> float:
             with np.errstate(divide="ignore", invalid="ignore"):
                 found = np.log(joint / apart) / -np.log(joint)
             means.append(np.where(joint == 0, -1, np.where(joint == 1, 1, found)).mean())
-    return float(np.mean(means)) if means else float("nan")
+    return float(np.mean(means)) if means else None
+
+
+def _positive(scores: sparse.csr_matrix, words: np.ndarray) -> pl.DataFrame:
+    """topic, word (its number) and score of all scores above zero, best first; of equal scores, the
+    phrase of more words, then by the alphabet, then by topic.
+    """
+    found = scores.tocoo()
+    above = found.data > 0
+    return (
+        pl.DataFrame(
+            {"topic": found.row[above], "word": found.col[above], "score": found.data[above]}
+        )
+        .with_columns(
+            equal=pl.col("score").round(9),
+            spaces=pl.Series(words, dtype=pl.String)
+            .str.count_matches(" ")
+            .gather(pl.Series(found.col[above])),
+        )
+        # words are numbered by the alphabet
+        .sort("equal", "spaces", "word", "topic", descending=[True, True, False, False])
+        .drop("equal", "spaces")
+    )
+
+
+def _names(ranked: pl.DataFrame, words: np.ndarray) -> dict[int, str]:
+    """Topic → the first of its words that no topic before took."""
+    names: dict[int, str] = {}
+    taken: set[int] = set()
+    for topic, word in ranked.select("topic", "word").iter_rows():
+        if topic not in names and word not in taken:
+            names[topic] = words[word]
+            taken.add(word)
+    return names
 
 
 def describe_topics(
-    counted: Counted, topic: np.ndarray, settings: Label, given: Sequence[str] | None = None
+    counted: Counted,
+    topic: np.ndarray,
+    settings: Label,
+    given: Sequence[str | None] | None = None,
 ) -> list[dict]:
     """Name, size and best words of every topic, in the order of the topics; `given` names stay as
     they are.
@@ -123,8 +173,8 @@ def describe_topics(
 
     A name is used once: where two topics put the same word first, it goes to the topic that scores
     it higher and the other takes its next word. A phrase beats its own parts when they score the
-    same ("polar bear" before "polar"). A topic whose words are all taken is named after its best
-    word and number.
+    same ("polar bear" before "polar"). A topic that has no word with a score above zero, or none
+    that is free, has no name (None): it can be no class.
 
     Raises InputError for fewer than two topics: words are scored by what sets a topic apart from
     others.
@@ -144,36 +194,25 @@ def describe_topics(
     )
     counts, totals = sparse.csr_matrix(member @ counted.by_caption), member @ counted.lengths
     scores = cluster_tfidf(counts, totals) if settings.formula == "eq3" else bertopic_tfidf(counts)
-    ranked: list[list[tuple[str, float]]] = []
-    for row in range(scores.shape[0]):
-        start, stop = scores.indptr[row], scores.indptr[row + 1]
-        found = [
-            (words[j], float(s))
-            for j, s in zip(scores.indices[start:stop], scores.data[start:stop], strict=True)
-            if s > 0
-        ]
-        ranked.append(sorted(found, key=lambda f: (-round(f[1], 9), -f[0].count(" "), f[0])))
-    names: dict[int, str] = {}
-    claims = sorted(
-        ((score, row, word) for row, found in enumerate(ranked) for word, score in found),
-        key=lambda c: (-round(c[0], 9), -c[2].count(" "), c[2], c[1]),
-    )
-    taken: set[str] = set()
-    for _, row, word in claims:
-        if row not in names and word not in taken:
-            names[row] = word
-            taken.add(word)
-    described = []
-    for row, found in enumerate(ranked):
-        best = found[: settings.words] or [("topic", 0.0)]
-        name = given[row] if given else names.get(row, f"{best[0][0]} {row}")
-        described.append(
-            {
-                "topic": row,
-                "name": name,
-                "size": int((topic == row).sum()),
-                "words": [w for w, _ in best],
-                "scores": [s for _, s in best],
-            }
-        )
-    return described
+    ranked = _positive(scores, words)
+    names = list(given) if given else [None] * clusters
+    if not given:
+        for row, name in _names(ranked, words).items():
+            names[row] = name
+    best = {
+        row: (of_topic, their_scores)
+        for row, of_topic, their_scores in ranked.group_by("topic", maintain_order=True)
+        .agg(pl.col("word", "score").head(settings.words))
+        .iter_rows()
+    }
+    sizes = np.bincount(topic[inside], minlength=clusters).tolist()
+    return [
+        {
+            "topic": row,
+            "name": names[row],
+            "size": sizes[row],
+            "words": [words[w] for w in best.get(row, ((), ()))[0]],
+            "scores": list(best.get(row, ((), ()))[1]),
+        }
+        for row in range(clusters)
+    ]

@@ -49,7 +49,11 @@ class Label(Section):
     # a topic's name may have up to this many words
     longest_phrase: Annotated[int, Field(ge=1, le=3)]
     min_captions: Count  # words in fewer captions than this cannot name a topic
-    stop_words: list[str]  # besides the English ones
+    # whose stop words name nothing (ISO 639-1); null: none
+    language: str | None = "en"
+    # spaces: words lie between spaces; icu: in dictionaries too, for Chinese, Japanese, Thai, …
+    segmenter: Literal["spaces", "icu"] = "spaces"
+    stop_words: list[str]  # besides those of the language
     edits: str  # file of hand-made changes: topics to merge, rename or drop
 
 

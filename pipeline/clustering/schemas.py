@@ -20,7 +20,8 @@ TOPICS = pa.schema(
 # Topics as they are after a person's edits, numbered like LABELS; −1: outlier or dropped.
 CLUSTERS = pa.schema([("key", pa.string()), ("topic", pa.int32())])
 
-# words[0] scored highest; the name is the first word that no stronger topic uses.
+# words[0] scored highest; the name is the first word that no stronger topic uses, null where there
+# is none: such a topic is no class.
 LABELS = pa.schema(
     [
         ("topic", pa.int32()),

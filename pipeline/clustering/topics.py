@@ -8,8 +8,10 @@ is less.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
@@ -20,10 +22,12 @@ with warnings.catch_warnings():
 
 from pipeline.clustering.neighbours import neighbour_graph
 from pipeline.clustering.params import Topics
+from pipeline.clustering.points import BLOCK, clusters, distinct
 from pipeline.errors import InputError
-from pipeline.neighbours import search_index
+from pipeline.neighbours import exact_index, search_index
 
 MAP_EPOCHS = 100  # UMAP's own default for few points is 500; the map starts from a finished layout
+JOINED = 8_192  # outliers that are compared with all topics at once
 
 
 def reduce(
@@ -52,18 +56,37 @@ def reduce(
         return model.fit_transform(vectors)
 
 
-def join_outliers(vectors: np.ndarray, topic: np.ndarray, least: float) -> np.ndarray:
+def centres_of(vectors: np.ndarray, topic: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(topics, d) mean of each topic's (n, d) weighted rows, normalised, float32."""
+    count = int(topic.max()) + 1
+    sums = np.zeros((count, vectors.shape[1]))
+    for start in range(0, len(vectors), BLOCK):
+        inside = np.flatnonzero(topic[start : start + BLOCK] >= 0) + start
+        member = sparse.csr_matrix(
+            (weight[inside].astype(float), (topic[inside], np.arange(len(inside)))),
+            shape=(count, len(inside)),
+        )
+        sums += member @ vectors[inside].astype(np.float32)
+    # opposite vectors cancel out: such a centre is near nothing
+    return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(
+        np.float32
+    )
+
+
+def join_outliers(
+    vectors: np.ndarray, topic: np.ndarray, least: float, weight: np.ndarray | None = None
+) -> np.ndarray:
     """Topics with each outlier moved to the topic whose mean sentence is nearest, if similar
-    enough.
+    enough; `weight`: how many captions each of the (n, d) rows stands for (default: one).
     """
-    count = topic.max() + 1
-    centres = np.stack([vectors[topic == t].mean(axis=0) for t in range(count)])
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    outside = np.flatnonzero(topic < 0)
-    similarity = vectors[outside] @ centres.T
-    close = similarity.max(axis=1) >= least
-    joined = topic.copy()
-    joined[outside[close]] = similarity.argmax(axis=1)[close]
+    centres = centres_of(vectors, topic, np.ones(len(topic)) if weight is None else weight)
+    outside, joined = np.flatnonzero(topic < 0), topic.copy()
+    for start in range(0, len(outside), JOINED):
+        rows = outside[start : start + JOINED]
+        similarity = vectors[rows].astype(np.float32) @ centres.T
+        nearest = similarity.argmax(axis=1)
+        close = similarity[np.arange(len(rows)), nearest] >= least
+        joined[rows[close]] = nearest[close]
     return joined
 
 
@@ -106,70 +129,127 @@ def lay_out(
         2,
         0.5,
         seed,
-        init=10 * start / np.abs(start).max(),
+        init=10 * start / max(np.abs(start).max(), 1e-9),
         n_epochs=MAP_EPOCHS,
     )
     return place
 
 
+@dataclass(frozen=True)
+class Grouped:
+    """What HDBSCAN finds among d points.
+
+    Attributes:
+        reduced: (d, components) what it looked at. topic: (d,) −1 outside. strength: (d,)
+        membership. validity: its fast form of DBCV (−1 to 1).
+    """
+
+    reduced: np.ndarray
+    topic: np.ndarray
+    strength: np.ndarray
+    validity: float
+
+
 def group(
-    vectors: np.ndarray, graph: tuple[np.ndarray, np.ndarray], settings: Topics, seed: int
-) -> tuple[np.ndarray, hdbscan.HDBSCAN]:
-    """(n, components) reduced rows and HDBSCAN's clusters of them."""
-    reduced = reduce(vectors, graph, settings.components, settings.min_dist, seed)
+    vectors: np.ndarray,
+    weight: np.ndarray,
+    graph: tuple[np.ndarray, np.ndarray],
+    settings: Topics,
+    seed: int,
+) -> Grouped:
+    """UMAP on the graph, and HDBSCAN in the reduced space; each row is a point that counts `weight`
+    captions.
+    """
+    reduced = reduce(vectors, graph, settings.components, settings.min_dist, seed, init="pca")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return reduced, hdbscan.HDBSCAN(
+        found = hdbscan.HDBSCAN(
             min_cluster_size=settings.min_cluster_size,
             min_samples=settings.min_samples,
             cluster_selection_method=settings.selection,
             core_dist_n_jobs=1,
             gen_min_span_tree=True,
         ).fit(reduced.astype(np.float64))
+    if weight.max() > 1:
+        found.labels_, found.probabilities_ = clusters(
+            found.single_linkage_tree_.to_numpy(), weight, settings
+        )
+    several = found.labels_.max() > 0
+    return Grouped(
+        reduced,
+        found.labels_,
+        found.probabilities_,
+        float(found.relative_validity_) if several else 0.0,
+    )
 
 
 def cluster(
-    vectors: np.ndarray, settings: Topics, seed: int, progress
+    vectors: np.ndarray, weight: np.ndarray, settings: Topics, seed: int, progress
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
     """(n,) topic, (n,) strength, (n, 2) place and how good graph and topics are, without outlier
-    policy or sampling.
+    policy or sampling; each row is a point that counts `weight` captions.
 
     Validity is HDBSCAN's fast form of DBCV (−1 to 1); stability is the mean ARI with topics of
-    other seeds.
+    other seeds, over captions.
     """
     steps = progress(None, "neighbours", total=3 + settings.repeats)
     graph, recall = neighbour_graph(
         vectors, settings.neighbours, settings.exact_up_to, settings.recall, seed
     )
     advance(steps, "clustering")
-    reduced, found = group(vectors, graph, settings, seed)
-    count = int(found.labels_.max()) + 1
+    found = group(vectors, weight, graph, settings, seed)
+    count = int(found.topic.max()) + 1
     if count < 2:
         raise InputError(
-            f"{count} topics came out of {len(vectors)} captions; lower 'topics.min_cluster_size' "
-            f"(now {settings.min_cluster_size})"
+            f"{count} topics came out of {weight.sum()} captions; lower "
+            f"'topics.min_cluster_size' (now {settings.min_cluster_size}) or 'topics.min_samples' "
+            f"(now {settings.min_samples})"
         )
-    quality = {"recall": round(recall, 4), "validity": round(float(found.relative_validity_), 4)}
+    quality = {"recall": round(recall, 4), "validity": round(found.validity, 4)}
     advance(steps, "mapping")
-    place = lay_out(vectors, graph, reduced, settings, seed)
+    place = lay_out(vectors, graph, found.reduced, settings, seed)
     agreement = []
     for repeat in range(1, settings.repeats + 1):
         advance(steps, "with another seed")
+        other = group(vectors, weight, graph, settings, seed + repeat)
         agreement.append(
-            adjusted_rand_score(
-                found.labels_, group(vectors, graph, settings, seed + repeat)[1].labels_
-            )
+            adjusted_rand_score(np.repeat(found.topic, weight), np.repeat(other.topic, weight))
         )
     steps.close()
     if agreement:
         quality["stability"] = round(float(np.mean(agreement)), 4)
-    return found.labels_, found.probabilities_, place, quality
+    return found.topic, found.strength, place, quality
+
+
+def check_sizes(captions: int, points: int, dim: int, settings: Topics) -> None:
+    """Raises InputError where there is too little for the neighbourhoods that are asked for."""
+    if points <= settings.neighbours:
+        raise InputError(
+            f"only {captions} captions are left to cluster, {points} of them different, but "
+            f"'topics.neighbours' is {settings.neighbours}; lower it, or look why the filter drops "
+            "so many"
+        )
+    for name in ("fit_on", "map_on"):
+        most = getattr(settings, name)
+        if settings.neighbours >= most and points > most:
+            raise InputError(
+                f"parameter 'topics.{name}' is {most}, but each caption needs "
+                f"'topics.neighbours' ({settings.neighbours}) others beside it; raise "
+                f"'topics.{name}' above that"
+            )
+    most = min(points - 1, settings.fit_on - 1, dim)
+    if settings.components > most:
+        raise InputError(
+            f"parameter 'topics.components' is {settings.components}, but what is laid out are "
+            f"{min(points, settings.fit_on)} different captions of {dim} dimensions; lower it to "
+            f"{most} or less"
+        )
 
 
 def find_topics(
     vectors: np.ndarray, settings: Topics, seed: int, progress
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
-    """Clusters (n, d) normalised sentence embeddings.
+    """Clusters (n, d) normalised sentence embeddings, float16 or float32; equal ones are one point.
 
     Returns:
         (n,) topic (−1: outlier), (n,) membership strength, (n, 2) map coordinates (NaN: not on the
@@ -178,35 +258,56 @@ def find_topics(
     Raises:
         InputError if there are too few captions, or no topic comes out.
     """
-    n = len(vectors)
-    if n <= settings.neighbours:
-        raise InputError(
-            f"only {n} captions are left to cluster, but 'topics.neighbours' is "
-            f"{settings.neighbours}; lower it, or look why the filter drops so many"
-        )
-    fitted = sample_of(n, settings.fit_on, seed)
-    sample = vectors if len(fitted) == n else vectors[fitted]
+    n, points = len(vectors), distinct(vectors)
+    check_sizes(n, len(points.rows), vectors.shape[1], settings)
+    if len(points.rows) < n:
+        vectors = vectors[points.rows]
+    different = len(vectors)
+    fitted = sample_of(different, settings.fit_on, seed)
+    sample = (vectors if len(fitted) == different else vectors[fitted]).astype(np.float32)
+    share = len(fitted) / different
     of_sample = settings.model_copy(
-        update={"min_cluster_size": max(2, round(settings.min_cluster_size * len(fitted) / n))}
+        update={"min_cluster_size": max(2, round(settings.min_cluster_size * share))}
     )
-    topic, strength, place, quality = cluster(sample, of_sample, seed, progress)
-    if len(fitted) < n:
-        index, _ = search_index(
-            sample, settings.neighbours, settings.exact_up_to, settings.recall, seed
-        )
-        # of a caption of the sample: itself, or its equal
-        nearest = index.search(vectors, 1)[1].ravel()
-        nearest[fitted] = np.arange(len(fitted))
+    topic, strength, place, quality = cluster(
+        sample, points.weight[fitted], of_sample, seed, progress
+    )
+    if len(fitted) < different:
+        nearest = follow(vectors, sample, fitted, settings, seed)
         topic, strength, place = topic[nearest], strength[nearest], place[nearest]
+    del sample
+    outside = points.weight[topic < 0].sum()
+    if settings.outliers == "nearest":
+        topic = join_outliers(vectors, topic, settings.nearest_similarity, points.weight)
     counts = {
         **quality,
         "captions": n,
+        "distinct": different,
         "fitted": len(fitted),
         "topics": int(topic.max()) + 1,
-        "outliers_before": int((topic < 0).sum()),
+        "outliers_before": int(outside),
+        "outliers": int(points.weight[topic < 0].sum()),
     }
-    if settings.outliers == "nearest":
-        topic = join_outliers(vectors, topic, settings.nearest_similarity)
-    counts["outliers"] = int((topic < 0).sum())
     counts["coverage"] = round(1 - counts["outliers"] / n, 4)
-    return topic, strength, place, counts
+    return topic[points.point], strength[points.point], place[points.point], counts
+
+
+def follow(
+    vectors: np.ndarray, sample: np.ndarray, fitted: np.ndarray, settings: Topics, seed: int
+) -> np.ndarray:
+    """(n,) for each of (n, d) rows the nearest row of the sample; of the sample's own (`fitted`),
+    themselves.
+    """
+    index, _ = search_index(
+        sample, settings.neighbours, settings.exact_up_to, settings.recall, seed
+    )
+    nearest = np.empty(len(vectors), np.int64)
+    for start in range(0, len(vectors), BLOCK):
+        rows = vectors[start : start + BLOCK].astype(np.float32)
+        found = index.search(rows, 1)[1].ravel()
+        empty = found < 0  # the cells that were looked into hold nothing
+        if empty.any():
+            found[empty] = exact_index(sample).search(rows[empty], 1)[1].ravel()
+        nearest[start : start + BLOCK] = found
+    nearest[fitted] = np.arange(len(fitted))
+    return nearest

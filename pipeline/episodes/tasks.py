@@ -16,14 +16,15 @@ class Pool:
     """What tasks are drawn from.
 
     Attributes:
-        topic: (n,) cluster or label of every picture, from 0; no outliers. names: one per topic.
+        topic: (n,) cluster or label of every picture, from 0; no outliers. names: one per topic,
+        None for one that can be no class: none of its pictures is here.
         domain: (n,) visual domain within the topic.
         keys: n names of pictures. features: (n, e) their image features.
     """
 
     topic: np.ndarray
     domain: np.ndarray
-    names: Sequence[str]
+    names: Sequence[str | None]
     keys: Sequence[str]
     features: np.ndarray
 
@@ -59,17 +60,21 @@ def usable_topics(
     A topic is usable if it has `shots + queries` pictures, `least_domains` domains, and, where
     these are several, one of at least `shots` pictures to draw the support from.
     """
-    usable = {}
-    for t in range(int(topic.max()) + 1):
-        rows = np.flatnonzero(topic == t)
-        domains = [rows[domain[rows] == d] for d in np.unique(domain[rows])]
-        if (
-            len(rows) >= shots + queries
-            and len(domains) >= least_domains
-            and max(map(len, domains)) >= (shots if least_domains > 1 else 1)
-        ):
-            usable[t] = domains
-    return usable
+    order = np.lexsort((domain, topic))  # stable: rows stay in order within a domain
+    starts = np.flatnonzero(
+        np.diff(topic[order], prepend=-1).astype(bool)
+        | np.diff(domain[order], prepend=-1).astype(bool)
+    )
+    of_topic: dict[int, list[np.ndarray]] = {}
+    for rows in np.split(order, starts[1:]) if len(order) else []:
+        of_topic.setdefault(int(topic[rows[0]]), []).append(rows)
+    return {
+        t: domains
+        for t, domains in of_topic.items()
+        if sum(map(len, domains)) >= shots + queries
+        and len(domains) >= least_domains
+        and max(map(len, domains)) >= (shots if least_domains > 1 else 1)
+    }
 
 
 def draw_class(
@@ -124,7 +129,7 @@ def sample_tasks(
     usable = usable_topics(topic, domain, shots, queries, least_domains)
     if len(usable) < ways:
         raise InputError(
-            f"only {len(usable)} of {int(topic.max()) + 1} topics have {shots} + {queries} "
+            f"only {len(usable)} of {len(np.unique(topic))} topics have {shots} + {queries} "
             f"pictures{' and two domains' if least_domains > 1 else ''}, but 'ways' is "
             f"{ways}; lower 'ways', 'support_shots' or 'query_shots', or make more or larger "
             "topics"
@@ -152,6 +157,17 @@ def sample_tasks(
     return drawn
 
 
+def mean_features(pool: Pool) -> np.ndarray:
+    """(L, e) mean feature of every topic, normalised, float32; zero for one without pictures."""
+    centres = np.zeros((len(pool.names), pool.features.shape[1]), np.float32)
+    order = np.argsort(pool.topic, kind="stable")
+    found, starts = np.unique(pool.topic[order], return_index=True)
+    for t, rows in zip(found, np.split(order, starts[1:])[: len(found)], strict=True):
+        centres[t] = pool.features[rows].astype(np.float32).mean(axis=0)
+    # opposite features cancel out
+    return centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
+
+
 def draw(
     pool: Pool,
     settings: Episodes,
@@ -164,20 +180,17 @@ def draw(
 ) -> list[Task]:
     """`sample_tasks` from a pool; topics are near each other if their mean features are.
 
-    Raises InputError if there are fewer than `ways` topics.
+    Raises InputError if there are fewer than `ways` topics with a name.
     """
-    if len(pool.names) < ways:
+    named = sum(name is not None for name in pool.names)
+    if named < ways:
+        without = len(pool.names) - named
         raise InputError(
-            f"there are only {len(pool.names)} topics, but 'ways' is {ways}; lower 'ways', or "
-            "make more topics ('topics.min_cluster_size')"
+            f"there are only {named} topics{f' with a name ({without} without)' * bool(without)}, "
+            f"but 'ways' is {ways}; lower 'ways', or make more topics "
+            "('topics.min_cluster_size'); what the label stage says may help too"
         )
-    centres = np.stack(
-        [
-            pool.features[pool.topic == t].astype(np.float32).mean(axis=0)
-            for t in range(len(pool.names))
-        ]
-    )
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    centres = mean_features(pool)
     similarity = centres @ centres.T
     np.fill_diagonal(similarity, np.inf)
     return sample_tasks(

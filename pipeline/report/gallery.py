@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import base64
+import io
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
-from pipeline.pairs.reading import read_pictures
+from pipeline.clip.backbone import open_picture
+from pipeline.pairs.reading import locate_pictures
+from pipeline.report.params import Gallery
+
+SHOWN = 128  # pixels of the longer side on the page, at most
 
 
 def as_data_url(picture: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+
+
+def thumbnail(picture: bytes) -> bytes:
+    """A JPEG file of `SHOWN` pixels at most; one that is no larger stays as it is."""
+    image = open_picture(picture)
+    if max(image.size) <= SHOWN:
+        return picture
+    image.thumbnail((SHOWN, SHOWN))
+    small = io.BytesIO()
+    image.save(small, "JPEG", quality=85)
+    return small.getvalue()
 
 
 def topic_cards(
@@ -20,28 +37,31 @@ def topic_cards(
     kept: pl.DataFrame,
     pairs: pl.DataFrame,
     shards: Path,
-    *,
-    topics: int,
-    per_domain: int,
+    settings: Gallery,
+    progress,
 ) -> list[dict]:
-    """The first `topics` of the labels: name, size, words, their most central captions, and
-    `per_domain` pictures of each domain as data URLs.
+    """The first `gallery.topics` of the labels: name, size, words, their most central captions, and
+    `gallery.pictures_per_domain` pictures of each domain as data URLs.
 
     Args:
         labels: topic, name, size, words; domains: key, topic, domain; kept: key, caption, strength;
         pairs: key, shard.
     """
-    shown = labels.head(topics)
+    shown = labels.head(settings.topics)
     picked = (
         domains.join(shown.select("topic"), on="topic", how="semi")
         .sort("topic", "domain", "key")
         .group_by("topic", "domain", maintain_order=True)
-        .agg(pl.col("key").head(per_domain), pl.len())
+        .agg(pl.col("key").head(settings.pictures_per_domain), pl.len())
     )
-    wanted = set(picked["key"].explode())
-    holding = pairs.filter(pl.col("key").is_in(wanted))["shard"].unique().sort()
+    keys = picked["key"].explode().unique().sort()
+    holding = pl.DataFrame({"key": keys}).join(
+        pairs.select("key", "shard"), on="key", how="left", maintain_order="left"
+    )
+    rows = np.arange(len(keys))
+    located = locate_pictures(shards, keys.to_list(), holding["shard"].to_list(), rows, progress)
     pictures = {
-        k: as_data_url(c) for s in holding for k, c in read_pictures(shards / s) if k in wanted
+        key: as_data_url(thumbnail(located.read(rows[n : n + 1])[0])) for n, key in enumerate(keys)
     }
     central = (
         domains.join(kept, on="key")

