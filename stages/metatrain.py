@@ -23,7 +23,7 @@ from pipeline.gram.params import Learning, MetaMethod
 from pipeline.gram.serving import MODEL, PACKAGES, SIGNATURE
 from pipeline.gram.train import Workplace
 from pipeline.params import Seed, load_params, settings_of
-from pipeline.prompts.starts import save_start
+from pipeline.prompts.starts import digest_of, save_start
 from pipeline.stage import first_process, parser, run, warn
 from pipeline.tracking.journal import keep, model, point
 
@@ -73,7 +73,8 @@ def main():
             save_curve(curve, work / "curve.csv")
             (work / "checkpoint.safetensors").unlink(missing_ok=True)
     keep(args.out.iterdir())
-    model(MODEL, SIGNATURE, {"start": args.out, "backbone": p.backbone.path}, PACKAGES)
+    folders = {"start": args.out, "backbone": p.backbone.path}
+    model(MODEL, SIGNATURE, folders, PACKAGES, tags={"start": digest_of(args.out)})
 
     figures = figures_of(curve)
     if figures["start_loss_first"] < TOO_EASY:

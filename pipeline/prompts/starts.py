@@ -7,6 +7,7 @@ gradients) and how its input is scaled. A method that learns nothing has no tens
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path}: not a complete safetensors file ({error}); delete it and run `dvc repro` "
             "again"
         ) from None
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of a start's two files: what MLflow's model of it has as its tag `start`."""
+    digest = hashlib.sha256()
+    for name in ("prompt.safetensors", "regulator.safetensors"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def save_start(start: Start, folder: Path) -> None:

@@ -166,7 +166,11 @@ def keep(files: Iterable[Path]) -> None:
 
 @_harmless
 def model(
-    script: Path, signature: dict[str, Any], folders: dict[str, Path], packages: list[str]
+    script: Path,
+    signature: dict[str, Any],
+    folders: dict[str, Path],
+    packages: list[str],
+    tags: dict[str, str],
 ) -> None:
     """A model that goes along with this run, if it is tracked.
 
@@ -174,7 +178,7 @@ def model(
         script: defines it for MLflow, as code, not as a pickle. signature: of its inputs, outputs
         and parameters, as `mlflow.models.ModelSignature.from_dict` reads it. folders: what it
         loads, by the name that the script knows it by. packages: what has to be installed where it
-        is used.
+        is used. tags: what it can be found by.
     """
     if _run:
         at, root = _run.folder / "model", Path(__file__).parents[2]
@@ -188,6 +192,7 @@ def model(
                 "signature": signature,
                 "folders": list(folders),
                 "packages": packages,
+                "tags": tags,
             },
             at / "model.json",
         )

@@ -240,6 +240,7 @@ class Delivery:
                 code_paths=[str(at / "code" / "pipeline")],
                 signature=mlflow.models.ModelSignature.from_dict(model["signature"]),
                 pip_requirements=model["packages"],
+                tags=model["tags"],
             )
 
 
