@@ -166,7 +166,8 @@ def equal(a, b):
 
 
 # What a float32 sum over a batch's tokens may be off by, as a share of the largest of all entries:
-# some eight units in the last place. A tensor that happens to be nearly zero has no better precision.
+# some eight units in the last place. A tensor that happens to be nearly zero has no better
+# precision.
 ROUNDING = 8 * torch.finfo(torch.float32).eps
 
 
