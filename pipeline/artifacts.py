@@ -5,23 +5,33 @@ The schemas stand in the rooms (`pipeline/<room>/schemas.py`) beside the paramet
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
+from pipeline.code import running
 from pipeline.errors import InputError
+from pipeline.owner import owned
+from pipeline.params import SAME_BYTES
 
 # a flipped bit is an error when it is read, not another number
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
+
+CHEAP = 2**28  # bytes of an input that are hashed to recognise it
+PART = b"part"  # in a Parquet file's metadata: which of its folder's parts it is
 
 
 @contextmanager
@@ -37,40 +47,131 @@ def replacing(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _plain(value: Any) -> Any:
+    """Settings as nested tuples, without the parameters that change no byte of a result."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        value = {name: getattr(value, name) for name, f in fields if SAME_BYTES not in f.metadata}
+    elif isinstance(value, SimpleNamespace) or is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return tuple((key, _plain(inside)) for key, inside in value.items())
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _files(top: Path) -> list[tuple[str, Path]]:
+    """(name below `top`, path) of every file, behind links too, sorted by name."""
+    if not top.is_dir():
+        return [("", top)] if top.is_file() else []
+    found, seen = [], set()
+    for folder, folders, names in os.walk(top, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [n for n in folders if os.path.realpath(os.path.join(folder, n)) not in seen]
+        paths = (Path(folder, name) for name in names)
+        found += [(path.relative_to(top).as_posix(), path) for path in paths if path.is_file()]
+    return sorted(found)
+
+
 def fingerprint(settings: Any, *inputs: Path | str) -> str:
-    """16 hex digits that change with the settings or with any input file's name, size or time."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for top in map(Path, inputs):
-        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if path.is_file():
-                status = path.stat()
-                digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    """16 hex digits of all that a partial result is made with: the code that runs, the settings,
+    and the inputs' content; beyond `CHEAP` bytes an input's names, sizes and times stand for it.
+
+    Parameters that change no byte (`pipeline.params.SAME_BYTES`) do not count.
+    """
+    digest = hashlib.sha256(f"{running()}|{_plain(settings)!r}".encode())
+    for number, top in enumerate(map(Path, inputs)):
+        files = [(name, path, path.stat()) for name, path in _files(top)]
+        cheap = sum(status.st_size for _, _, status in files) <= CHEAP
+        for name, path, status in files:
+            digest.update(f"|{number}|{name}|{status.st_size}|".encode())
+            if cheap:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            else:
+                digest.update(f"{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
 
+def scratch_of(out: Path) -> Path:
+    """The folder in which `out` is worked at: `data/.partial/…` of the checkout that it lies in,
+    where no stage's input or output is, else `.partial` beside it.
+    """
+    folder = out.absolute().parent
+    for top in (folder, *folder.parents):
+        if (top / ".dvc").is_dir():
+            inside = folder.relative_to(top).parts
+            return top.joinpath("data", ".partial", *inside[inside[:1] == ("data",) :])
+    return folder / ".partial"
+
+
 @contextmanager
-def resumable_folder(out: Path | str, print_of_inputs: str, publish: bool = True) -> Iterator[Path]:
+def resumable_folder(
+    out: Path | str, print_of_inputs: str, publish: bool = True, parts: Iterable[str] = ()
+) -> Iterator[Path]:
     """Yields a work folder that becomes `out` when the block succeeds.
 
     The work folder survives an interruption, and the next call with the same fingerprint finds what
     was finished in it. DVC deletes `out` before a stage runs; it does not know of the work folder.
     Files inside must themselves be written with `replacing` or `write_table`. Of several processes
     that share the work, one alone has `publish`.
+
+    Args:
+        parts: files that must be there in the end.
+
+    Raises:
+        InputError if another process works at `out`, or a part is missing.
     """
     out = Path(out)
-    store = out.parent / ".partial"
+    store = scratch_of(out)
     work = store / f"{out.name}-{print_of_inputs}"
-    work.mkdir(parents=True, exist_ok=True)
-    yield work
-    if not publish:
-        return
-    for left in work.rglob(".*.tmp"):  # of a run that was killed
-        left.unlink()
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(work, out)
-    for stale in store.glob(f"{out.name}-" + "?" * len(print_of_inputs)):
-        shutil.rmtree(stale)
+    with owned(store / f".{out.name}.lock", str(out)) if publish else nullcontext():
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        if not publish:
+            return
+        check_parts(work, parts)
+        for left in work.rglob(".*.tmp"):  # of a run that was killed
+            left.unlink()
+        if out.exists():
+            shutil.rmtree(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _move(work, out)
+        for stale in store.glob(f"{out.name}-" + "?" * len(print_of_inputs)):
+            shutil.rmtree(stale)
+
+
+def _move(work: Path, out: Path) -> None:
+    try:
+        os.replace(work, out)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with replacing(out) as near:  # `out` is on another disk
+            shutil.copytree(work, near)
+        shutil.rmtree(work)
+
+
+def check_parts(folder: Path, parts: Iterable[str]) -> None:
+    """Raises InputError naming the first of the files that is not there."""
+    missing = [name for name in parts if not (folder / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more of its parts" if len(missing) > 1 else ""
+        raise InputError(f"{folder / missing[0]}: missing{more}; {remedy(folder)}")
+
+
+def remedy(folder: Path) -> str:
+    """What brings back a folder that is not whole, also when DVC itself knows no more of it."""
+    return (
+        f"`dvc checkout {folder}` brings back what DVC has of it; if that is no more than this, "
+        "`dvc repro --force --single-item` and the stage that writes it make all of it again"
+    )
+
+
+def numbered(schema: pa.Schema, number: int, parts: int) -> pa.Schema:
+    """The schema of one of so many parts of a folder: each says in its metadata which it is (from
+    0), so that `shard_paths` misses any that is not there.
+    """
+    return schema.with_metadata({PART: f"{number}/{parts}"})
 
 
 def write_table(table: pa.Table, path: Path | str, schema: pa.Schema) -> None:
@@ -137,14 +238,44 @@ def read_table(path: Path | str, schema: pa.Schema, columns: list[str] | None = 
 
 
 def shard_paths(folder: Path | str, suffix: str = ".parquet") -> list[Path]:
-    """The numbered shards of a folder in order; none at all is an InputError."""
-    paths = sorted(p for p in Path(folder).glob(f"*{suffix}") if p.stem.isdigit())
-    if not paths:
+    """The numbered shards of a folder in order.
+
+    Raises InputError if there is none, or one is missing: of as many as they say that they are
+    (`numbered`), or, if they do not, between the first and the last.
+    """
+    folder = Path(folder)
+    found = {int(p.stem): p for p in folder.glob(f"*{suffix}") if p.stem.isdigit()}
+    if not found:
         raise InputError(
             f"{folder}: holds no {suffix} shards; `dvc repro` (or the stage that writes them) "
             "makes them"
         )
+    paths = [found[number] for number in sorted(found)]
+    told = [_part_of(path) for path in paths] if suffix == ".parquet" else [None]
+    if None in told:
+        between = range(min(found), max(found))
+        check_parts(folder, [f"{n:05d}{suffix}" for n in between if n not in found])
+        return paths
+    if len(set(told)) < len(told) or len({parts for _, parts in told}) > 1:
+        raise InputError(f"{folder}: its parts are of different runs; {remedy(folder)}")
+    here, parts = {number for number, _ in told}, told[0][1]
+    missing = [number for number in range(parts) if number not in here]
+    if missing and all(
+        path.stem == f"{number:05d}" for path, (number, _) in zip(paths, told, strict=True)
+    ):
+        check_parts(folder, [f"{number:05d}{suffix}" for number in missing])
+    if missing:
+        raise InputError(
+            f"{folder}: part {missing[0] + 1} of {parts} is missing ({len(missing)} are); "
+            f"{remedy(folder)}"
+        )
     return paths
+
+
+def _part_of(path: Path) -> tuple[int, int] | None:
+    """Which of how many parts a file is, if it says so."""
+    told = (open_table(path, pa.schema([])).schema_arrow.metadata or {}).get(PART)
+    return tuple(map(int, told.split(b"/"))) if told else None
 
 
 def read_shards(

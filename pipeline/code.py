@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What only watches: records and MLflow are told of results and cannot change one, so that an edit
-# there leaves three million embeddings alone.
-WATCHING = "pipeline/tracking/"
+# What only watches: records and MLflow are told of results, this file and `owner` decide whether
+# work goes on. None of them can change a result, so that an edit there leaves three million
+# embeddings alone.
+WATCHING = ("pipeline/tracking/", "pipeline/code.py", "pipeline/owner.py")
 
 
 @cache
@@ -78,3 +80,21 @@ def digests(script: Path) -> dict[str, str]:
         name: _digest(ROOT / name)
         for name in [script.relative_to(ROOT).as_posix(), *closure(script)]
     }
+
+
+def running() -> str:
+    """A digest of the code that this process runs: of its stage script, or, elsewhere (a test, a
+    notebook), of what is loaded of the project.
+    """
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "-").resolve()
+    if script.parent == ROOT / "stages":
+        found = digests(script)
+    else:
+        files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+        names = {
+            path.relative_to(ROOT).as_posix(): path
+            for path in (Path(file).resolve() for file in files if file)
+            if path.is_relative_to(ROOT / "pipeline")
+        }
+        found = {n: _digest(p) for n, p in names.items() if not n.startswith(WATCHING)}
+    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()

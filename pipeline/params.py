@@ -28,6 +28,10 @@ JSON_SCHEMA = Path(__file__).with_name("params.schema.json")
 
 Settings = TypeVar("Settings")
 
+# Beside a field's type: its value decides when a stage fails or saves, and changes no byte of what
+# it makes. What was done with another value is gone on from.
+SAME_BYTES = "same bytes"
+
 
 class Section(BaseModel):
     """A mapping in params.yaml: unknown keys, silently converted types and numbers that are none

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from pipeline import params
 from pipeline.artifacts import write_json
 from pipeline.errors import InputError
+from pipeline.owner import end_with_dvc
 from pipeline.tracking import journal, record
 
 
@@ -74,12 +75,14 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
     """Runs a stage's `main` and ends the process.
 
     `main` returns (closing words, figures, where the figures go). Bad input prints one clear
-    message and exits 1; an interruption exits 130, so that DVC never records a half-done stage.
+    message and exits 1; an interruption exits 130, so that DVC never records a half-done stage. The
+    end of the DVC that runs it is one.
     What DVC runs leaves a record of what it ran with; with `tracked`, it is a run in MLflow too
     (docs/tracking.md).
     """
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    end_with_dvc()
     began, started = time.time(), time.perf_counter()
     name = Path(sys.argv[0]).stem
     watched = first_process() and journal.wanted()

@@ -42,8 +42,8 @@ def main():
     processes = workers("DOWNLOAD_PROCESSES")
     threads = int(os.environ.get("DOWNLOAD_THREADS", "32"))
     earlier = args.out if args.retry_failed else None
-    done = [earlier / "fetched.parquet"] if earlier else []
-    with resumable_folder(args.out, fingerprint(p.download, args.captions, *done)) as work:
+    inputs = [args.captions, *([site] if site else []), *([earlier] if earlier else [])]
+    with resumable_folder(args.out, fingerprint(p.download, *inputs)) as work:
         counts = download(
             args.captions, site, work, p.download, processes, threads, progress, earlier
         )

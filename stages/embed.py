@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from pipeline.artifacts import fingerprint, resumable_folder
-from pipeline.clustering.embedding import embed_captions
+from pipeline.clustering.embedding import embed_captions, model_path
 from pipeline.clustering.params import Embed
 from pipeline.params import load_params
 from pipeline.stage import parser, progress, run, warn
@@ -40,7 +40,8 @@ def main():
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    with resumable_folder(args.out, fingerprint(p.embed, args.kept)) as work:
+    inputs = (args.kept, model_path(p.embed.model))
+    with resumable_folder(args.out, fingerprint(p.embed, *inputs)) as work:
         counts = embed_captions(args.kept, work, p.embed.model, progress)
     warn_of_unread(counts, p.embed.model)
     words = (

@@ -84,9 +84,8 @@ def main():
         maintain_order="left",
     )
     pictures = locate_pictures(args.shards, pool.keys, holding["shard"].to_list(), shown, progress)
-    with resumable_folder(
-        args.out, fingerprint((p, args.name, seed), args.domains, args.labels, args.features)
-    ) as work:
+    inputs = (args.domains, args.labels, args.features, args.pairs, args.shards)
+    with resumable_folder(args.out, fingerprint((p, args.name, seed), *inputs)) as work:
         write_shards(tasks, pool, pictures.read, work, progress)
     used = len({int(t) for task in tasks for t in task.topics})
     counts = {

@@ -18,7 +18,7 @@ import polars as pl
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.benchmarks.evaluation import judge_source
 from pipeline.benchmarks.headline import headline, in_words, rounded
-from pipeline.benchmarks.judged import read_epochs, read_verdicts, save_judged
+from pipeline.benchmarks.judged import judged_files, read_epochs, read_verdicts, save_judged
 from pipeline.benchmarks.params import Benchmark, Evaluate, Seeds, Protocols
 from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
@@ -54,7 +54,9 @@ def main():
     p = load_params(args.params, READS)
     backbone = load_backbone(p.backbone.path)
     with resumable_folder(
-        args.out, fingerprint(p, args.tuned, args.benchmarks, p.backbone.path)
+        args.out,
+        fingerprint(p, args.tuned, args.benchmarks, p.backbone.path),
+        parts=judged_files(p.protocols),
     ) as work:
         for name, protocols in progress(p.protocols.items(), "sources"):
             if (work / f"{name}.parquet").exists():

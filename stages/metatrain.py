@@ -23,7 +23,7 @@ from pipeline.gram.params import Learning, MetaMethod
 from pipeline.gram.serving import MODEL, PACKAGES, SIGNATURE
 from pipeline.gram.train import Workplace
 from pipeline.params import Seed, load_params, settings_of
-from pipeline.prompts.starts import digest_of, save_start
+from pipeline.prompts.starts import START_FILES, digest_of, save_start
 from pipeline.stage import first_process, parser, run, warn
 from pipeline.tracking.journal import keep, model, point
 
@@ -65,6 +65,7 @@ def main():
         args.out,
         fingerprint((p, args.name), args.episodes, p.backbone.path),
         publish=first_process(),
+        parts=[*START_FILES, "curve.csv"],
     ) as work:
         place = Workplace(args.episodes, work, args.tasks_at_once, watch=point)
         start, curve = learn_start(backbone, p.method, settings_of(Learning, p), p.seed, place)

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.benchmarks.judged import judged_files
 from pipeline.clip.backbone import load_backbone
 from pipeline.gram.learn import initial_tokens
 from pipeline.gram.params import Method, TokenCount
 from pipeline.gram.trial import TRIAL, Trial, tune_and_judge
 from pipeline.params import load_params, settings_of
-from pipeline.prompts.starts import Start
+from pipeline.prompts.starts import START_FILES, Start
 from pipeline.stage import parser, run
 from pipeline.tracking.journal import keep, point
 
@@ -44,7 +45,9 @@ def main():
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
     with resumable_folder(
-        args.out, fingerprint((p, args.name, args.seed), p.backbone.path)
+        args.out,
+        fingerprint((p, args.name, args.seed), args.benchmarks, p.backbone.path),
+        parts=[*START_FILES, *judged_files(p.sources)],
     ) as work:
         _, theta = initial_tokens(
             backbone, p.method, p.context_tokens, torch.Generator().manual_seed(args.seed)

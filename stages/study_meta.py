@@ -11,12 +11,14 @@ import argparse
 from pathlib import Path
 
 from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.benchmarks.judged import judged_files
 from pipeline.clip.backbone import load_backbone
 from pipeline.gram.learn import LEARNING, learn_start, save_curve
 from pipeline.gram.params import Learning, MetaMethod
 from pipeline.gram.train import Workplace
 from pipeline.gram.trial import TRIAL, Trial, tune_and_judge
 from pipeline.params import load_params, settings_of
+from pipeline.prompts.starts import START_FILES
 from pipeline.stage import parser, run
 from pipeline.tracking.journal import keep, point
 
@@ -51,7 +53,9 @@ def main():
     backbone = load_backbone(p.backbone.path)
     episodes = args.episodes / p.method.episodes / str(args.seed)
     with resumable_folder(
-        args.out, fingerprint((p, args.name, args.seed), episodes, p.backbone.path)
+        args.out,
+        fingerprint((p, args.name, args.seed), episodes, args.benchmarks, p.backbone.path),
+        parts=[*START_FILES, "curve.csv", *judged_files(p.sources)],
     ) as work:
         place = Workplace(episodes, work, watch=point)
         start, curve = learn_start(backbone, p.method, settings_of(Learning, p), args.seed, place)

@@ -60,7 +60,9 @@ def main():
     method = method_of(start.about, load_backbone(p.backbone.path), p.template)
     runs, settings = runs_of(p.protocols, p.seeds), p.tuning.of(start.prompt)
     with resumable_folder(
-        args.out, fingerprint((p, args.name), args.start, args.benchmark, p.backbone.path)
+        args.out,
+        fingerprint((p, args.name), args.start, args.benchmark, p.backbone.path),
+        parts=[tuned_path(Path(), *run_).name for run_ in runs],
     ) as work:
         for run_ in progress(runs, "runs"):
             path = tuned_path(work, *run_)

@@ -1,18 +1,29 @@
 """Artifacts are whole or not there, checked when read, and resumable."""
 
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT, run
 
 from pipeline.artifacts import (
     check_usable,
     fingerprint,
     from_vectors,
+    numbered,
     read_json,
+    read_shards,
     read_table,
     replacing,
     resumable_folder,
+    scratch_of,
+    shard_paths,
     to_vectors,
     usable,
     write_table,
@@ -73,6 +84,122 @@ def test_an_interrupted_folder_is_found_again_only_for_the_same_inputs(tmp_path)
     assert [p.name for p in out.iterdir()] == ["part"]
     source.write_text("other")
     assert fingerprint(1, source) != fingerprint(1, tmp_path / "out")
+
+
+def test_what_a_part_is_made_with_is_its_identity(tmp_path, monkeypatch):
+    """The code, the parameters that change bytes, and what the inputs hold, behind links too."""
+    from pipeline import artifacts
+    from pipeline.pairs.params import Download
+
+    folder, beside = tmp_path / "in", tmp_path / "beside"
+    for at in (folder, beside):
+        at.mkdir()
+        (at / "a.txt").write_text("one")
+    (folder / "linked").symlink_to(beside)
+    (beside / "round").symlink_to(folder)
+    first = fingerprint(1, folder)
+    status = (folder / "a.txt").stat()
+    (folder / "a.txt").write_text("two")
+    os.utime(folder / "a.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint(1, folder) != first  # as many bytes, at the same time
+    (folder / "a.txt").write_text("one")
+    assert fingerprint(1, folder) == first  # the same bytes, later
+    (beside / "a.txt").write_text("two")
+    assert fingerprint(1, folder) != first
+    (beside / "a.txt").write_text("one")
+    (folder / "a.txt").rename(folder / "b.txt")
+    assert fingerprint(1, folder) != first
+    (folder / "b.txt").rename(folder / "a.txt")
+
+    settings = {"image_size": 64, "shard_rows": 10, "timeout": 5, "retries": 1}
+    made = Download(**settings, private_addresses=False, min_success=0.9)
+    same = {"timeout": 50, "retries": 2, "min_success": 0.1}
+    prints = [
+        fingerprint((SimpleNamespace(download=made.model_copy(update=change)), "x"))
+        for change in ({}, same, {"image_size": 65}, {"shard_rows": 11})
+    ]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+    monkeypatch.setattr(artifacts, "CHEAP", 3)  # too much to be read: names, sizes and times
+    first = fingerprint(1, folder)
+    (folder / "a.txt").write_text("one and more")
+    assert fingerprint(1, folder) != first
+
+
+def test_the_code_is_part_of_it(tmp_path):
+    """A stage whose code is changed, in its script or in what it calls, does not find the parts of
+    before.
+    """
+    for name in ("pipeline", "stages"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    script, room = tmp_path / "stages" / "mine.py", tmp_path / "pipeline" / "mine.py"
+    script.write_text(
+        "import _repository\nfrom pipeline.artifacts import fingerprint\n"
+        "from pipeline.mine import square\nprint(fingerprint(square(2)))\n"
+    )
+    found = []
+    for text in ("x * x", "x * x  # a comment", "x ** 2"):
+        room.write_text(f"def square(x):\n    return {text}\n")
+        found.append(run(sys.executable, script, cwd=tmp_path, PYTHONPATH="").stdout)
+    assert found[0] == found[1] != found[2]
+
+
+def test_scratch_lies_in_nothing_that_dvc_hashes(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    for out, at in (
+        ("data/tuned/coop/animals", "data/.partial/tuned/coop"),
+        ("data/features", "data/.partial"),
+        ("elsewhere/run", "data/.partial/elsewhere"),
+    ):
+        assert scratch_of(tmp_path / out) == tmp_path / at
+        with resumable_folder(tmp_path / out, fingerprint(1)) as work:
+            assert work.parent == tmp_path / at
+            (work / "part").write_text("done")
+        assert (tmp_path / out / "part").read_text() == "done"
+    ignored = (ROOT / ".dvcignore").read_text().splitlines()
+    assert {".partial", ".*.tmp"} <= set(ignored)
+    assert scratch_of(Path("/nowhere/out")) == Path("/nowhere/.partial")
+
+
+def test_a_part_that_is_missing_is_named_when_published_and_when_read(tmp_path):
+    out = tmp_path / "shards"
+    with (
+        pytest.raises(InputError, match="b.txt: missing"),
+        resumable_folder(out, "x" * 16, parts=["a.txt", "b.txt"]) as work,
+    ):
+        (work / "a.txt").write_text("one")
+    assert not out.exists() and (work / "a.txt").exists()
+    names = [f"{n:05d}.parquet" for n in range(4)]
+    for number, name in enumerate(names):
+        write_table(TABLE, out / name, numbered(SCHEMA, number, len(names)))
+    assert [p.name for p in shard_paths(out)] == names
+    for number in (0, 2, 3):
+        kept = (out / names[number]).read_bytes()
+        (out / names[number]).unlink()
+        with pytest.raises(InputError, match=rf"{names[number]}: missing; `dvc checkout .*force"):
+            read_shards(out, SCHEMA)
+        (out / names[number]).write_bytes(kept)
+    for name in names[1:3]:
+        (out / name).unlink()
+    with pytest.raises(InputError, match="00001.parquet: missing and 1 more of its parts"):
+        shard_paths(out)
+
+
+def test_parts_that_are_not_of_one_folder_or_without_numbers(tmp_path):
+    for number, name in enumerate(("00003.parquet", "00007.parquet")):  # shards that gave nothing
+        write_table(TABLE, tmp_path / name, numbered(SCHEMA, number, 3))
+    with pytest.raises(InputError, match="part 3 of 3 is missing"):
+        shard_paths(tmp_path)
+    write_table(TABLE, tmp_path / "00009.parquet", numbered(SCHEMA, 2, 3))
+    assert len(shard_paths(tmp_path)) == 3
+    for number, parts in ((2, 4), (1, 3)):
+        write_table(TABLE, tmp_path / "00009.parquet", numbered(SCHEMA, number, parts))
+        with pytest.raises(InputError, match="its parts are of different runs; `dvc checkout"):
+            shard_paths(tmp_path)
+    write_table(TABLE, tmp_path / "00009.parquet", SCHEMA)  # of one's own, without numbers
+    with pytest.raises(InputError, match="00004.parquet: missing and 3 more"):
+        shard_paths(tmp_path)
 
 
 def test_vectors_keep_float16_values():

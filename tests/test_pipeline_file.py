@@ -222,6 +222,8 @@ def test_rooms_point_one_way():
     order = [
         "errors",
         "pictures",
+        "code",
+        "owner",
         "params",
         "artifacts",
         "tracking",
@@ -239,7 +241,6 @@ def test_rooms_point_one_way():
         "world",
         "report",
         "schema",
-        "code",
         "merge_lock",
         "sweep",
         "verify_cache",

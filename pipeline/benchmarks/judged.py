@@ -22,6 +22,11 @@ def save_judged(judged: tuple[pa.Table, pl.DataFrame], folder: Path, source: str
     write_table(table, folder / f"{source}.parquet", VERDICTS)
 
 
+def judged_files(sources: Iterable[str]) -> list[str]:
+    """Names of the files that a method's folder has."""
+    return [f"{source}.{kind}" for source in sources for kind in ("csv", "parquet")]
+
+
 def read_verdicts(folder: Path, sources: Iterable[str]) -> pl.DataFrame:
     """`VERDICTS` of one method on all sources."""
     found = [read_table(folder / f"{source}.parquet", VERDICTS) for source in sources]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import (
     from_vectors,
     naming_damage,
+    numbered,
     open_table,
     read_shards,
     shard_paths,
@@ -148,8 +149,8 @@ def write_labelled(
     """Features and files of the pictures of `read_labelled`, in shards; those that are there
     already stay.
     """
-    schema = labelled_schema(backbone.dim)
-    for number, rows in enumerate(progress(list(table.iter_slices(PER_SHARD)), "features")):
+    schema, slices = labelled_schema(backbone.dim), list(table.iter_slices(PER_SHARD))
+    for number, rows in enumerate(progress(slices, "features")):
         out = work / f"{number:05d}.parquet"
         if not out.exists():
             files = [pictures.read(key) for key in rows["key"]]
@@ -164,7 +165,7 @@ def write_labelled(
             write_parts(
                 (whole.slice(first, PER_GROUP) for first in range(0, len(whole), PER_GROUP)),
                 out,
-                schema,
+                numbered(schema, number, len(slices)),
             )
 
 

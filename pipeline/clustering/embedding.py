@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.artifacts import (
+    numbered,
     read_table,
     shard_paths,
     to_vectors,
@@ -179,7 +180,8 @@ def embed_captions(kept: Path, work: Path, model: str, progress) -> dict[str, in
         "embedding",
         total=len(missing),
     ):
-        write_table(embeddings, missing[shard], embeddings.schema)
+        schema = numbered(embeddings.schema, shard, len(parts))
+        write_table(embeddings, missing[shard], schema)
     paths = shard_paths(work)
     captions = sum(pq.read_metadata(path).num_rows for path in paths)
     if not captions:

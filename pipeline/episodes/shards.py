@@ -19,6 +19,7 @@ from pipeline.artifacts import (
     PARQUET,
     from_vectors,
     naming_damage,
+    numbered,
     open_table,
     replacing,
     shard_paths,
@@ -118,7 +119,10 @@ def write_shards(
             with (
                 replacing(out) as temporary,
                 pq.ParquetWriter(
-                    temporary, schema, **PARQUET, use_dictionary=["role", "name"]
+                    temporary,
+                    numbered(schema, start // each, len(starts)),
+                    **PARQUET,
+                    use_dictionary=["role", "name"],
                 ) as writer,
             ):
                 for number in range(start, min(start + each, len(tasks))):
@@ -126,9 +130,8 @@ def write_shards(
                         task_table(number, tasks[number], pool, read_pictures, schema)
                     )
 
-    threads = ThreadPoolExecutor(workers("EPISODE_THREADS"))
+    threads, starts = ThreadPoolExecutor(workers("EPISODE_THREADS")), range(0, len(tasks), each)
     try:
-        starts = range(0, len(tasks), each)
         for _ in progress(threads.map(write, starts), "episodes", total=len(starts)):
             pass
     finally:

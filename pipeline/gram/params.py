@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.benchmarks.params import Benchmarks, PromptTemplate
 from pipeline.episodes.params import Episodes, Labelled
-from pipeline.params import Distinct, Name, Section, Seed, did_you_mean
+from pipeline.params import SAME_BYTES, Distinct, Name, Section, Seed, did_you_mean
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -77,7 +77,7 @@ class Outer(Section):
     recompute: bool  # keep blocks' inputs only and run them again backwards: less memory, more time
     # meta-steps between looks at the loss before adaptation and at the gradients' agreement
     measure_every: Count
-    checkpoint_every: Count  # meta-steps
+    checkpoint_every: Annotated[Count, SAME_BYTES]  # meta-steps
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import read_table, replacing, shard_paths, write_table
+from pipeline.artifacts import (
+    check_parts,
+    read_json,
+    read_table,
+    replacing,
+    shard_paths,
+    write_json,
+    write_table,
+)
 from pipeline.engine import on_ray
 from pipeline.errors import InputError
+from pipeline.owner import shared
 from pipeline.pairs.fetch import ALLOWED
 from pipeline.pairs.local_site import serve
 from pipeline.pairs.params import Download
@@ -28,6 +37,8 @@ from pipeline.pairs.schemas import CAPTIONS, FETCHED
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = "not a http(s) URL"
+ASKED = "asked.json"  # in a work folder: the limits that its links were asked with
+LOG = "img2dataset.log"
 
 
 def _absolute(url: str, base: str | None) -> str | None:
@@ -85,7 +96,7 @@ def _run_img2dataset(
         "pipeline.pairs.fetch",
         *(f"--{k}={v}" for k, v in options.items()),
     ]
-    log = raw.parent / "img2dataset.log"
+    log = raw.parent / LOG
     done: set[str] = set()
     with open(log, "ab") as output:
         child = subprocess.Popen(
@@ -93,6 +104,7 @@ def _run_img2dataset(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            pass_fds=shared(),
             cwd=ROOT,
             env=os.environ | {ALLOWED: allowed},
         )
@@ -158,6 +170,19 @@ def _normalise(shard: Path, out: Path) -> None:
     shard.unlink()
 
 
+def _ask_again(work: Path, settings: Download) -> None:
+    """Has img2dataset take what an earlier run could not fetch for work to be done: with other
+    limits than these, or after a run that ended with too few pictures, unless they are enough now.
+    """
+    asked = {"timeout": settings.timeout, "retries": settings.retries}
+    told = read_json(work / ASKED) if (work / ASKED).exists() else asked | {"success": 1.0}
+    as_before = told.pop("success") >= settings.min_success and told == asked
+    for path in [] if as_before else (work / "raw").glob("*_stats.json"):
+        if read_json(path)["failed_to_download"]:
+            path.unlink()
+    write_json(asked | {"success": 1.0}, work / ASKED)
+
+
 def _known(earlier: Path, captions: pa.Table) -> pa.Table:
     """What became of the links in a finished download of these captions."""
     known = read_table(earlier / "fetched.parquet", FETCHED)
@@ -205,6 +230,7 @@ def download(
         table, known = table.filter(failed), known.filter(pc.invert(failed))
     raw = work / "raw"
     raw.mkdir(exist_ok=True)
+    _ask_again(work, settings)
 
     with serve(site) if site else nullcontext(None) as base:
         urls = [_absolute(u, base) for u in table["url"].to_pylist()]
@@ -260,19 +286,22 @@ def download(
     success = statuses["success"] / len(fetched)
     if success < settings.min_success:
         reasons = "; ".join(f"{count}× {error}" for error, count in errors)
-        for path in raw.glob("*_stats.json"):
-            path.unlink()  # so that the next run asks again instead of keeping the failures
+        write_json(read_json(work / ASKED) | {"success": success}, work / ASKED)
         raise InputError(
             f"only {success:.1%} of {len(fetched)} links gave a picture (at least "
             f"{settings.min_success:.0%} wanted by 'download.min_success'): {reasons}. Is "
-            "the server up? Run again, or lower the parameter"
+            "the server up? Run again and the failed ones are asked again, or lower the "
+            "parameter and what is there is taken"
         )
-    for path in [*raw.iterdir(), work / "links.parquet", work / "img2dataset.log"]:
-        path.unlink() if path.is_file() else None
-    raw.rmdir()
-    for path in shard_paths(earlier, ".tar") if earlier else []:
+    before = shard_paths(earlier, ".tar") if earlier else []
+    for path in before:
         if not (work / path.name).exists():
             os.link(path, work / path.name)
+    tars = [*(p.name for p in before), *(f"{first + int(p.stem):05d}.tar" for p in parts)]
+    check_parts(work, tars)
+    for path in [*raw.iterdir(), *(work / name for name in (ASKED, "links.parquet", LOG))]:
+        path.unlink() if path.is_file() else None
+    raw.rmdir()
     return {
         "links": len(fetched),
         "shards": first + len(parts),

@@ -9,7 +9,14 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from pipeline.artifacts import read_table, shard_paths, to_vectors, vector_dim, write_table
+from pipeline.artifacts import (
+    numbered,
+    read_table,
+    shard_paths,
+    to_vectors,
+    vector_dim,
+    write_table,
+)
 from pipeline.clip.backbone import image_features, load_backbone, open_picture, text_features
 from pipeline.engine import mapped
 from pipeline.pairs.reading import read_pictures
@@ -50,14 +57,14 @@ def extract_features(
         pl.col("status") == "success"
     )
     groups = {shard: rows for (shard,), rows in table.group_by("shard", maintain_order=True)}
+    number = {shard: n for n, shard in enumerate(sorted(groups))}
     missing = {
-        shard: out
-        for shard in sorted(groups)
-        if not (out := work / f"{Path(shard).stem}.parquet").exists()
+        shard: out for shard in number if not (out := work / f"{Path(shard).stem}.parquet").exists()
     }
     build = partial(_extractor, backbone, shards, {shard: groups[shard] for shard in missing})
     for shard, features in progress(
         mapped(build, list(missing), gpu=True), "features", total=len(missing)
     ):
-        write_table(features, missing[shard], features.schema)
+        schema = numbered(features.schema, number[shard], len(groups))
+        write_table(features, missing[shard], schema)
     return len(table), vector_dim(shard_paths(work)[0], "image")

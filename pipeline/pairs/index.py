@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.artifacts import read_table, shard_paths
+from pipeline.artifacts import read_table, remedy, shard_paths
 from pipeline.errors import InputError
 from pipeline.pairs.reading import read_pictures
 from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS
@@ -98,8 +98,8 @@ def index_pairs(captions: Path, shards: Path, progress) -> tuple[pa.Table, dict[
     lost = pairs.filter((pl.col("status") == "success") & pl.col("sha256").is_null())
     if len(lost):
         raise InputError(
-            f"{shards}: no picture for key '{lost['key'][0]}' although it was fetched; delete the "
-            "folder and run `dvc repro` again"
+            f"{shards}: no picture for key '{lost['key'][0]}' although it was fetched; "
+            f"{remedy(shards)}"
         )
     counts = dict(pairs.group_by("status").len().sort("status").iter_rows())
     return pairs.select(PAIRS.names).to_arrow(), counts

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.params import Section
+from pipeline.params import SAME_BYTES, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -17,11 +17,13 @@ class Download(Section):
 
     image_size: Count  # pixels of the shorter side; smaller pictures stay as they are
     shard_rows: Annotated[int, Field(ge=2)]  # links per shard
-    timeout: Count  # seconds per request
-    retries: Annotated[int, Field(ge=0)]
+    timeout: Annotated[Count, SAME_BYTES]  # seconds per request
+    retries: Annotated[int, Field(ge=0), SAME_BYTES]
     # ask hosts on loopback and private networks too; no, where strangers wrote the links
     private_addresses: bool
-    min_success: Share  # below this share of fetched pictures the stage fails
+    min_success: Annotated[
+        Share, SAME_BYTES
+    ]  # below this share of fetched pictures the stage fails
 
 
 class Filter(Section):

@@ -10,7 +10,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.artifacts import check_usable, from_vectors, read_table, shard_paths, vector_dim
+from pipeline.artifacts import (
+    check_usable,
+    from_vectors,
+    read_table,
+    remedy,
+    shard_paths,
+    vector_dim,
+)
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import features_schema
 from pipeline.pairs.tars import read_at, tar_files
@@ -126,8 +133,7 @@ def read_image_features(folder: Path, keys: pl.Series) -> np.ndarray:
         missing[here["row"].to_numpy()] = False
     if missing.any():
         raise InputError(
-            f"{folder}: holds no features of pair '{keys[int(missing.argmax())]}'; run `dvc "
-            "repro` so that all files come from one run"
+            f"{folder}: holds no features of pair '{keys[int(missing.argmax())]}'; {remedy(folder)}"
         )
     check_usable(found, keys, folder)
     return found

@@ -21,6 +21,8 @@ from pipeline.clip.backbone import Backbone
 from pipeline.errors import InputError
 from pipeline.prompts import METHODS, PromptMethod
 
+START_FILES = ("prompt.safetensors", "regulator.safetensors")
+
 
 @dataclass(frozen=True)
 class Start:
