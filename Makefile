@@ -1,11 +1,18 @@
-# Two commands do everything on a fresh machine with Python 3.11: `make repro` and `make test`.
-PYTHON ?= python3.11
+# Two commands do everything on a fresh machine with Python 3.11 to 3.14: `make repro` and `make test`.
 VENV := .venv
+# The newest supported interpreter is taken; PYTHON=/some/python takes another. An environment that is there stays.
+PYTHON ?=
+PYTHONS := $(VENV)/bin/python python3.14 python3.13 python3.12 python3.11 python3
+# A name may stand in the PATH with no interpreter behind it, and Debian's may lack venv.
+FITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+# Where PyTorch's own builds are (docs/install.md); empty: as the package index has it, with CUDA.
+TORCH_INDEX ?=
 GIT_REMOTE ?= origin
 PORT ?= 5000
 # The stages whose outputs are enough to meta-train, tune, evaluate and report.
 LEARNING := code|gallery|episodes|labelled_episodes|start|metatrain|benchmark|tune|tune_meta|zero_shot|evaluate|evaluate_meta|report
 READY := $(VENV)/.ready
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE ?= 1
@@ -64,12 +71,21 @@ verify: $(READY)  ## are the files in DVC's cache what their names say? damaged 
 	@python -m pipeline.verify_cache
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	@found=; for python in $(or $(PYTHON),$(PYTHONS)); do \
+	  "$$python" -c "$(FITS)" 2>/dev/null && found="$$python" && break; \
+	done; \
+	if test -z "$$found"; then \
+	  echo "make: none of '$(or $(PYTHON),$(PYTHONS))' is a Python 3.11 to 3.14 that runs and has venv;" \
+	    "install one (Debian: python3-venv too), or name it: make PYTHON=/some/python" >&2; exit 1; \
+	fi; \
+	echo "environment: $$("$$found" -V), $$(command -v "$$found")"; \
+	test "$$($(VENV)/bin/python -V 2>/dev/null)" = "$$("$$found" -V)" || "$$found" -m venv --clear $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) -e ".[test,lint]"
 	@touch $@
 
 $(VENV)/.ray: $(READY)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,ray]"
+	$(PIP) -e ".[test,lint,ray]"
 	@touch $@
 
 clean:  ## forget the environment; data and cache stay

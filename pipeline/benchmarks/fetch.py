@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,11 @@ from pipeline.artifacts import write_json
 from pipeline.benchmarks.layouts.known import KNOWN
 from pipeline.errors import InputError
 from pipeline.sources.obtain import download
+
+if sys.version_info >= (3, 11, 4):
+    import tarfile
+else:  # Debian 12's 3.11.2 has no filters
+    from backports import tarfile
 
 
 @dataclass(frozen=True)
