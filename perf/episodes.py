@@ -49,7 +49,7 @@ from tqdm import tqdm
 from pipeline.clip.backbone import open_picture
 from pipeline.episodes import shards
 from pipeline.episodes.shards import Episode, ahead, read_episodes, write_shards
-from pipeline.episodes.tasks import Pool, sample_tasks
+from pipeline.episodes.tasks import Drawing, Pool, sample_tasks
 from pipeline.pairs.reading import locate_pictures
 
 TOPICS, DOMAINS, PICTURES, PER_TAR, DIM = 40, 4, 4000, 1000, 512
@@ -107,7 +107,10 @@ def drawn(tasks: int, folder: Path) -> tuple:
     )
     nearest = np.tile(np.arange(TOPICS), (TOPICS, 1))
     found = sample_tasks(
-        topic, domain, nearest, tasks=tasks, **SIZES, one_domain=True, confusable=0.0, seed=1
+        topic,
+        domain,
+        nearest,
+        Drawing(tasks=tasks, **SIZES, one_domain=True, confusable=0.0, seed=1),
     )
     return (
         found,

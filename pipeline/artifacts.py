@@ -306,7 +306,7 @@ def usable(values: np.ndarray) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         kept = np.asarray(values).astype(np.float16, copy=False)
-    return np.isfinite(kept).all(axis=1) & kept.any(axis=1)
+    return np.logical_and(np.isfinite(kept).all(axis=1), kept.any(axis=1))
 
 
 def check_usable(values: np.ndarray, keys: Sequence[str], path: Path | str) -> None:

@@ -100,7 +100,8 @@ class _Worker:
     """What a Ray actor holds: one `work`, built when the first item comes."""
 
     def __init__(self, build: Callable[[], Callable[[Any], pa.Table]], folder: str):
-        self.build, self.work = build, None
+        self.build = build
+        self.work: Callable[[Any], pa.Table] | None = None
         os.chdir(folder)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -147,10 +148,12 @@ def mapped(
         build: a module's function or a `partial` of one, for it travels to the workers.
         gpu: workers take a GPU each if the cluster has any and DEVICE does not say otherwise.
     """
+    if not items:
+        return
     if not on_ray():
-        work = build() if items else None
+        work = build()
         yield from ((item, work(item)) for item in items)
-    elif items:
+    else:
         with cluster():
             import ray
             from ray.data import ActorPoolStrategy, DataContext

@@ -179,4 +179,4 @@ def load_params(
 
 def settings_of(kind: type[Settings], found: SimpleNamespace) -> Settings:
     """A dataclass of the parameters that `load_params` found under its fields' names."""
-    return kind(**{field.name: getattr(found, field.name) for field in fields(kind)})
+    return kind(**{field.name: getattr(found, field.name) for field in fields(kind)})  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 from pipeline.artifacts import fingerprint, resumable_folder
-from pipeline.pairs.download import download
+from pipeline.pairs.download import Effort, download
 from pipeline.pairs.params import Download
 from pipeline.params import load_params
 from pipeline.sources.params import Source
@@ -39,14 +39,11 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     site = Path(p.source.path) / p.source.pictures if p.source.pictures else None
-    processes = workers("DOWNLOAD_PROCESSES")
-    threads = int(os.environ.get("DOWNLOAD_THREADS", "32"))
+    effort = Effort(workers("DOWNLOAD_PROCESSES"), int(os.environ.get("DOWNLOAD_THREADS", "32")))
     earlier = args.out if args.retry_failed else None
     inputs = [args.captions, *([site] if site else []), *([earlier] if earlier else [])]
     with resumable_folder(args.out, fingerprint(p.download, *inputs)) as work:
-        counts = download(
-            args.captions, site, work, p.download, processes, threads, progress, earlier
-        )
+        counts = download(args.captions, site, work, p.download, effort, progress, earlier)
     words = (
         f"{counts['success']} of {counts['links']} pictures fetched in {counts['shards']} "
         f"shards; {counts['failed_to_download']} links dead, {counts['failed_to_resize']} not "

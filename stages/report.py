@@ -88,7 +88,7 @@ def main():
     pairs, remarks = known_pairs(p.report.pairs, titles, "report.pairs")
     for remark in remarks:
         warn(remark)
-    tables = result_tables(findings, pairs, p.report.later_methods)
+    tables = result_tables(findings, [(a, b) for a, b in pairs], p.report.later_methods)
 
     data = read_json(args.gallery)
     epochs = epochs_of(

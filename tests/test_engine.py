@@ -20,7 +20,7 @@ from test_pairs import QUIET, Site, captions, settings
 from pipeline.artifacts import read_table, write_table
 from pipeline.engine import mapped
 from pipeline.errors import InputError
-from pipeline.pairs.download import download
+from pipeline.pairs.download import Effort, download
 from pipeline.pairs.index import index_pairs
 from pipeline.pairs.schemas import FETCHED, KEPT, PAIRS
 
@@ -184,8 +184,7 @@ def test_the_same_artifacts(two_nodes, tmp_path, monkeypatch):
             None,
             tmp_path / engine,
             settings(private_addresses=True, shard_rows=60),
-            1,
-            8,
+            Effort(1, 8),
             QUIET,
         )
         assert counts["success"] == 360
@@ -253,8 +252,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(two_nodes, tmp_path):
         None,
         tmp_path / "shards",
         settings(private_addresses=True, shard_rows=50),
-        1,
-        8,
+        Effort(1, 8),
         QUIET,
     )
     write_table(
@@ -291,7 +289,7 @@ def test_ray_s_downloads_ask_no_private_address(two_nodes, tmp_path):
             for host in ("127.0.0.1", "localhost")
         ],
     )
-    download(table, None, tmp_path / "work", settings(min_success=0.0), 1, 4, QUIET)
+    download(table, None, tmp_path / "work", settings(min_success=0.0), Effort(1, 4), QUIET)
     errors = read_table(tmp_path / "work" / "fetched.parquet", FETCHED)["error"].to_pylist()
     assert (
         len(errors) == 60

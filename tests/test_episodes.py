@@ -15,7 +15,7 @@ from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.episodes import shards
 from pipeline.episodes.params import Episodes
 from pipeline.episodes.shards import ahead, read_episodes, write_shards
-from pipeline.episodes.tasks import Pool, sample_tasks
+from pipeline.episodes.tasks import Drawing, Pool, sample_tasks
 from pipeline.episodes.tasks import draw as draw_from
 from pipeline.errors import InputError
 
@@ -33,7 +33,7 @@ def pool():
 
 def draw(pool, **changes):
     settings = dict(tasks=60, ways=5, shots=4, queries=6, one_domain=True, confusable=0.0, seed=3)
-    return sample_tasks(*pool, **(settings | changes))
+    return sample_tasks(*pool, Drawing(**(settings | changes)))
 
 
 def test_support_comes_from_one_domain_and_query_from_all(pool):
@@ -60,13 +60,7 @@ def test_query_is_uniform_over_domains_of_unlike_sizes():
         topic,
         domain,
         nearest,
-        tasks=400,
-        ways=2,
-        shots=4,
-        queries=6,
-        one_domain=True,
-        confusable=0,
-        seed=0,
+        Drawing(tasks=400, ways=2, shots=4, queries=6, one_domain=True, confusable=0, seed=0),
     )
     share = np.mean([domain[t.query].mean() for t in tasks])
     assert share == pytest.approx(0.5, abs=0.03)  # by pictures it would be 0.25

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline.artifacts import read_table, to_vectors, write_table
 from pipeline.errors import InputError
-from pipeline.pairs.download import download
+from pipeline.pairs.download import Effort, download
 from pipeline.pairs.features import extract_features
 from pipeline.pairs.index import failure_reasons, index_pairs
 from pipeline.pairs.local_site import serve
@@ -102,7 +102,7 @@ def fetched(tmp_path_factory):
     table = captions(top / "captions.parquet", urls)
     for run in ("one", "two"):
         (top / run).mkdir()
-        counts = download(table, top / "site.zip", top / run, settings(), 2, 8, QUIET)
+        counts = download(table, top / "site.zip", top / run, settings(), Effort(2, 8), QUIET)
     return top, table, counts
 
 
@@ -221,14 +221,16 @@ def test_a_server_that_is_down(tmp_path):
     with pytest.raises(
         InputError, match=r"only 0.0% of 5 links.*Connection refused.*Is the server up\?"
     ):
-        download(table, None, tmp_path / "work", settings(private_addresses=True), 1, 4, QUIET)
+        download(
+            table, None, tmp_path / "work", settings(private_addresses=True), Effort(1, 4), QUIET
+        )
 
 
 def test_nothing_to_ask_for(tmp_path):
     table = captions(tmp_path / "c.parquet", ["file:///etc/hostname", "relative.jpg"])
     (tmp_path / "work").mkdir()
     with pytest.raises(InputError, match="no http"):
-        download(table, None, tmp_path / "work", settings(), 1, 4, QUIET)
+        download(table, None, tmp_path / "work", settings(), Effort(1, 4), QUIET)
 
 
 @pytest.mark.parametrize(
@@ -287,8 +289,7 @@ def reasons(tmp_path, urls, **changes):
         None,
         tmp_path / "work",
         settings(min_success=0.0, **changes),
-        1,
-        4,
+        Effort(1, 4),
         QUIET,
     )
     return read_table(tmp_path / "work" / "fetched.parquet", FETCHED)["error"].to_pylist()
@@ -468,7 +469,9 @@ def test_odd_pictures_on_the_real_road(tmp_path):
         (tmp_path / "site" / f"{name}.png").write_bytes(content)
     table = captions(tmp_path / "c.parquet", [f"{name}.png" for name in found])
     (tmp_path / "work").mkdir()
-    download(table, tmp_path / "site", tmp_path / "work", settings(min_success=0.1), 1, 4, QUIET)
+    download(
+        table, tmp_path / "site", tmp_path / "work", settings(min_success=0.1), Effort(1, 4), QUIET
+    )
     pairs, _ = index_pairs(table, tmp_path / "work", QUIET)
     rows = pl.from_arrow(pairs)
     pictures = dict(read_pictures(tmp_path / "work" / "00000.tar"))
@@ -632,8 +635,7 @@ def test_asked_again_only_for_the_same_captions_and_if_any_failed(fetched, tmp_p
             top / "site.zip",
             tmp_path,
             settings(),
-            1,
-            4,
+            Effort(1, 4),
             QUIET,
             earlier=top / "one",
         )
@@ -642,7 +644,9 @@ def test_asked_again_only_for_the_same_captions_and_if_any_failed(fetched, tmp_p
     )
     write_table(whole, tmp_path / "fetched.parquet", FETCHED)
     with pytest.raises(InputError, match="nothing to ask again"):
-        download(table, top / "site.zip", tmp_path, settings(), 1, 4, QUIET, earlier=tmp_path)
+        download(
+            table, top / "site.zip", tmp_path, settings(), Effort(1, 4), QUIET, earlier=tmp_path
+        )
 
 
 def test_reasons_are_counted_without_their_wrapping():

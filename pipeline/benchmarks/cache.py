@@ -60,7 +60,7 @@ class Draw:
         names: of the classes, in label order.
     """
 
-    views: Sequence
+    views: Sequence | AugmentedViews
     labels: np.ndarray
     names: list[str]
 

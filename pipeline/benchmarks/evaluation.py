@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -16,12 +17,13 @@ from pipeline.benchmarks.protocols import Exam, exams_of
 from pipeline.benchmarks.schemas import EPOCHS, VERDICTS
 from pipeline.prompts.base import PromptMethod, Tokens
 
+Name = TypeVar("Name", bound=Hashable)
 States = dict[tuple[int, int, int], Tokens]  # by shots, seed and epoch
 
 
 def judge(
-    method: PromptMethod, folder: Path, states: dict[Hashable, Tokens], head: str
-) -> tuple[np.ndarray, np.ndarray, dict[Hashable, np.ndarray]]:
+    method: PromptMethod, folder: Path, states: Mapping[Name, Tokens], head: str
+) -> tuple[np.ndarray, np.ndarray, dict[Name, np.ndarray]]:
     """Predictions of several states of a method's tokens under the head of the base, new or all
     classes.
 
@@ -42,7 +44,7 @@ def judge(
             for name, tokens in states.items()
         }
         heads = {name: method.head(tokens, classes) for name, tokens in placed.items()}
-        found: dict[Hashable, list[np.ndarray]] = {name: [] for name in states}
+        found: dict[Name, list[np.ndarray]] = {name: [] for name in states}
         for seen in seen_tests(folder, method, exam.index):
             for name, tokens in placed.items():
                 found[name].append(
@@ -54,15 +56,14 @@ def judge(
 def verdicts(
     source: str,
     tuned_on: str,
-    shots: int,
-    seed: int,
+    run: tuple[int, int],
     exam: Exam,
     index: np.ndarray,
     labels: np.ndarray,
     predicted: np.ndarray,
 ) -> pa.Table:
-    """Rows of `VERDICTS` for one state of a prompt."""
-    n = len(index)
+    """Rows of `VERDICTS` for one state of a prompt; `run` is its shots and seed."""
+    n, (shots, seed) = len(index), run
     columns = [
         [source] * n,
         [tuned_on] * n,
@@ -82,7 +83,7 @@ def verdicts(
 def judge_source(
     name: str,
     protocols: Protocols,
-    states: dict[str, States],
+    states: Mapping[str, States],
     method_on: Callable[[str], PromptMethod],
     benchmarks: Path,
 ) -> tuple[pa.Table, pl.DataFrame]:
@@ -109,8 +110,7 @@ def judge_source(
                     verdicts(
                         name,
                         tuned_on,
-                        shots,
-                        seed,
+                        (shots, seed),
                         exam,
                         index,
                         labels,

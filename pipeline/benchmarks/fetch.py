@@ -22,7 +22,7 @@ from pipeline.sources.obtain import download
 if sys.version_info >= (3, 11, 4):
     import tarfile
 else:  # Debian 12's 3.11.2 has no filters
-    from backports import tarfile
+    from backports import tarfile  # type: ignore[no-redef]
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ def headline(verdicts: pl.DataFrame, protocols: Mapping[str, Protocols]) -> dict
     figures = {
         half: mean(pl.col("tuned_on") == "base", pl.col("head") == half) for half in ("base", "new")
     }
-    if None not in figures.values():
-        figures["H"] = harmonic_mean(figures["base"], figures["new"])
+    if (base := figures["base"]) is not None and (new := figures["new"]) is not None:
+        figures["H"] = harmonic_mean(base, new)
     judged = {"all_classes": [(name, name) for name in few_shot_alone(protocols)]} | {
         kind: [
             (name, target)

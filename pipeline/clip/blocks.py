@@ -113,18 +113,19 @@ def _again_backwards(function, *arguments) -> Tensor:
     )
 
 
-def in_parts(function, at_once: int, *tensors: Tensor | None, dim: int = 0) -> Tensor:
+def in_parts(function, at_once: int, first: Tensor, *others: Tensor | None, dim: int = 0) -> Tensor:
     """`function` of tensors of equal size along `dim`, applied to `at_once` at a time, and the
     results put together.
 
     Where a gradient is wanted each part runs again in the backward pass, so that there is memory
     for one part only; the gradient is the exact one.
     """
-    if tensors[0].shape[dim] <= at_once:
-        return function(*tensors)
-    count = -(-tensors[0].shape[dim] // at_once)
+    if first.shape[dim] <= at_once:
+        return function(first, *others)
+    count = -(-first.shape[dim] // at_once)
     parts = zip(
-        *([None] * count if t is None else t.split(at_once, dim) for t in tensors), strict=True
+        *([None] * count if t is None else t.split(at_once, dim) for t in (first, *others)),
+        strict=True,
     )
     run = _again_backwards if torch.is_grad_enabled() else lambda f, *arguments: f(*arguments)
     return torch.cat([run(function, *part) for part in parts], dim=dim)

@@ -51,6 +51,7 @@ class TextTower:
     width: int
     room: int
     layers: int
+    device: torch.device
     padded = False  # every text is padded to `room`, and the padding takes part
 
     def __init__(self, module, tokenize: Callable[[Sequence[str]], Tensor]) -> None:
@@ -108,7 +109,11 @@ class TextTower:
             )
         embeddings = embeddings[:, : self.room]  # a padded text gives way at its end
         features = in_parts(
-            lambda *part: self.encode(*part, self.starts), TEXTS_AT_ONCE, embeddings, end, deep
+            lambda part, ends, tokens: self.encode(part, ends, tokens, self.starts),
+            TEXTS_AT_ONCE,
+            embeddings,
+            end,
+            deep,
         )
         return F.normalize(features, dim=-1)
 

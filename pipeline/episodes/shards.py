@@ -168,7 +168,7 @@ def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
             image, name = from_vectors(table["image"]), table["name"].to_pylist()
             names = tuple(name[int(np.argmax(label == k))] for k in range(label.max() + 1))
             s, q = role == "support", role == "query"
-            shown = ()
+            shown: tuple = ()
             if pictures:
                 files = np.array(table["picture"].to_pylist(), dtype=object)
                 shown = (tuple(files[s]), tuple(files[q]))
@@ -188,6 +188,6 @@ def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
         coming = deque(thread.submit(next, items, end) for _ in range(count))
         while (item := coming.popleft().result()) is not end:
             coming.append(thread.submit(next, items, end))
-            yield item
+            yield item  # type: ignore[misc]  # what is not the end is an item
     finally:
         thread.shutdown(cancel_futures=True)

@@ -99,46 +99,55 @@ def draw_class(
     return support, np.array(query)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What tasks are drawn.
+
+    Attributes:
+        ways, shots, queries: classes of a task; pictures of each in its support and in its query.
+        one_domain: support from a single domain per class (the paper), or from all (its ablation).
+        confusable: share of tasks made of a random topic and its nearest neighbours; these tasks
+            are hard.
+        least_domains: a topic of fewer gives no tasks. Two for clusters, also without the shift, so
+            that the ablation sees the same topics.
+    """
+
+    tasks: int
+    ways: int
+    shots: int
+    queries: int
+    one_domain: bool
+    confusable: float
+    seed: int
+    least_domains: int = 2
+
+
 def sample_tasks(
-    topic: np.ndarray,
-    domain: np.ndarray,
-    nearest: np.ndarray,
-    *,
-    tasks: int,
-    ways: int,
-    shots: int,
-    queries: int,
-    one_domain: bool,
-    confusable: float,
-    seed: int,
-    least_domains: int = 2,
+    topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, wanted: Drawing
 ) -> list[Task]:
-    """Draws `tasks` tasks (§3.3, "Automatic Meta-Training Task Generation").
+    """Draws tasks (§3.3, "Automatic Meta-Training Task Generation").
 
     Args:
         topic, domain: (n,) cluster of every picture; no outliers. nearest: (L, L) topics in order
-        of nearness to each topic, itself first. one_domain: support from a single domain per class
-        (the paper), or from all (its ablation). confusable: share of tasks made of a random topic
-        and its nearest neighbours; these tasks are hard. least_domains: a topic of fewer gives no
-        tasks. Two for clusters, also without the shift, so that
-            the ablation sees the same topics.
+        of nearness to each topic, itself first.
 
     Raises:
-        InputError if fewer than `ways` topics are large enough.
+        InputError if fewer than `wanted.ways` topics are large enough.
     """
-    usable = usable_topics(topic, domain, shots, queries, least_domains)
+    ways, shots, queries = wanted.ways, wanted.shots, wanted.queries
+    usable = usable_topics(topic, domain, shots, queries, wanted.least_domains)
     if len(usable) < ways:
         raise InputError(
             f"only {len(usable)} of {len(np.unique(topic))} topics have {shots} + {queries} "
-            f"pictures{' and two domains' if least_domains > 1 else ''}, but 'ways' is "
+            f"pictures{' and two domains' if wanted.least_domains > 1 else ''}, but 'ways' is "
             f"{ways}; lower 'ways', 'support_shots' or 'query_shots', or make more or larger "
             "topics"
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(wanted.seed)
     names = np.array(sorted(usable))
     drawn = []
-    for _ in range(tasks):
-        if rng.random() < confusable:
+    for _ in range(wanted.tasks):
+        if rng.random() < wanted.confusable:
             around = [t for t in nearest[rng.choice(names)] if t in usable]
             # Twice as many neighbours as ways, so that one topic does not always bring the same
             # task.
@@ -152,7 +161,7 @@ def sample_tasks(
             chosen = rng.permutation(chosen)
         else:
             chosen = rng.choice(names, ways, replace=False)
-        pairs = [draw_class(usable[t], shots, queries, one_domain, rng) for t in chosen]
+        pairs = [draw_class(usable[t], shots, queries, wanted.one_domain, rng) for t in chosen]
         drawn.append(Task(chosen, np.stack([s for s, _ in pairs]), np.stack([q for _, q in pairs])))
     return drawn
 
@@ -197,14 +206,16 @@ def draw(
         pool.topic,
         pool.domain,
         np.argsort(-similarity, axis=1, kind="stable"),
-        tasks=settings.tasks,
-        ways=ways,
-        shots=shots,
-        queries=queries,
-        one_domain=settings.support == "one_domain",
-        confusable=settings.confusable,
-        seed=seed,
-        least_domains=least_domains,
+        Drawing(
+            tasks=settings.tasks,
+            ways=ways,
+            shots=shots,
+            queries=queries,
+            one_domain=settings.support == "one_domain",
+            confusable=settings.confusable,
+            seed=seed,
+            least_domains=least_domains,
+        ),
     )
 
 

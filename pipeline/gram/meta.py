@@ -101,8 +101,10 @@ def meta_gradient(
     logits = query_logits(adapted)
     losses = cross_entropy(logits, query_labels)
     wanted = [*theta.values(), *phi.values()]
-    found = torch.autograd.grad(losses.mean(), wanted, allow_unused=True)
-    found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
+    gradients = torch.autograd.grad(losses.mean(), wanted, allow_unused=True)
+    found = [
+        torch.zeros_like(w) if g is None else g for w, g in zip(wanted, gradients, strict=True)
+    ]
     hits = (logits.argmax(dim=-1) == query_labels).float().mean(dim=1)
     return MetaGradient(
         dict(zip(theta, found[: len(theta)], strict=True)),

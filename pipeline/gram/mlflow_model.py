@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline.gram.serving import Classifier
 
 
-class Model(mlflow.pyfunc.PythonModel):
+class Model(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]  # imported when used
     def load_context(self, context) -> None:
         self.classifier = Classifier(context.artifacts["start"], context.artifacts["backbone"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pipeline.gram.params import Regulator
@@ -21,7 +23,7 @@ def initial_phi(tokens: Tokens, settings: Regulator, generator: torch.Generator)
     phi: Phi = {}
     for name, values in tokens.items():
         rows, d = values.shape
-        make = dict(dtype=values.dtype, device=values.device)
+        make: dict[str, Any] = dict(dtype=values.dtype, device=values.device)
         biases = rows if settings.bias_per_token else 1
         for part, start in (("gamma", settings.bias), ("beta", 0.0)):
             weights = (

@@ -11,6 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -51,28 +52,42 @@ def _absolute(url: str, base: str | None) -> str | None:
     return None
 
 
-def _run_img2dataset(
-    links: Path,
-    raw: Path,
-    settings: Download,
-    allowed: str,
-    distributor: str,
-    processes: int,
-    threads: int,
-    shards: int,
-    finish: Callable[[str], None],
-    progress,
-) -> None:
-    """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all
-    links fail. `finish` gets the name of every finished shard.
+@dataclass(frozen=True)
+class Effort:
+    """Processes that fetch, and threads in each."""
+
+    processes: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """What img2dataset is to do.
+
+    Attributes:
+        links: Parquet table of url, caption and pair_key. shards: how many it makes of them.
+        raw: folder that it leaves them in. allowed: see `pipeline.pairs.fetch`.
+        distributor: its name for one machine or several.
     """
-    options = {
-        "url_list": links,
+
+    links: Path
+    shards: int
+    raw: Path
+    settings: Download
+    effort: Effort
+    allowed: str
+    distributor: str
+
+
+def _options(fetch: Fetch) -> dict[str, object]:
+    settings = fetch.settings
+    return {
+        "url_list": fetch.links,
         "input_format": "parquet",
         "url_col": "url",
         "caption_col": "caption",
         "save_additional_columns": '["pair_key"]',
-        "output_folder": raw,
+        "output_folder": fetch.raw,
         "output_format": "webdataset",
         "number_sample_per_shard": settings.shard_rows,
         "image_size": settings.image_size,
@@ -82,19 +97,26 @@ def _run_img2dataset(
         "extract_exif": False,
         "timeout": settings.timeout,
         "retries": settings.retries,
-        "processes_count": processes,
-        "thread_count": threads,
+        "processes_count": fetch.effort.processes,
+        "thread_count": fetch.effort.threads,
         # pages that refuse it by name are left alone, like those that refuse all
         "user_agent_token": "img2dataset",
         "enable_wandb": False,
         "incremental_mode": "incremental",
-        "distributor": distributor,
+        "distributor": fetch.distributor,
     }
+
+
+def _run_img2dataset(fetch: Fetch, finish: Callable[[str], None], progress) -> None:
+    """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all
+    links fail. `finish` gets the name of every finished shard.
+    """
+    raw, shards = fetch.raw, fetch.shards
     command = [
         sys.executable,
         "-m",
         "pipeline.pairs.fetch",
-        *(f"--{k}={v}" for k, v in options.items()),
+        *(f"--{k}={v}" for k, v in _options(fetch).items()),
     ]
     log = raw.parent / LOG
     done: set[str] = set()
@@ -106,7 +128,7 @@ def _run_img2dataset(
             start_new_session=True,
             pass_fds=shared(),
             cwd=ROOT,
-            env=os.environ | {ALLOWED: allowed},
+            env=os.environ | {ALLOWED: fetch.allowed},
         )
         try:
             with progress(None, "downloading shards", total=shards) as bar:
@@ -163,7 +185,7 @@ def _normalise(shard: Path, out: Path) -> None:
             tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as clean,
         ):
             for name in sorted(members):
-                content = raw.extractfile(members[name]).read()
+                content = raw.extractfile(members[name]).read()  # type: ignore[union-attr]  # all are files
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 clean.addfile(entry, io.BytesIO(content))
@@ -201,8 +223,7 @@ def download(
     site: Path | None,
     work: Path,
     settings: Download,
-    processes: int,
-    threads: int,
+    effort: Effort,
     progress,
     earlier: Path | None = None,
 ) -> dict:
@@ -246,19 +267,19 @@ def download(
             .rename_columns(["url", "caption", "pair_key"])
         )
         pq.write_table(links, work / "links.parquet")
-        shards = -(-len(links) // settings.shard_rows)
         # A folder or zip of one's own comes over loopback; nothing else there may be asked, unless
         # the parameter says so.
         allowed = "*" if settings.private_addresses else urlsplit(base).netloc if base else ""
         _run_img2dataset(
-            (work / "links.parquet").absolute(),
-            raw.absolute(),
-            settings,
-            allowed,
-            distributor,
-            processes,
-            threads,
-            shards,
+            Fetch(
+                links=(work / "links.parquet").absolute(),
+                shards=-(-len(links) // settings.shard_rows),
+                raw=raw.absolute(),
+                settings=settings,
+                effort=effort,
+                allowed=allowed,
+                distributor=distributor,
+            ),
             lambda name: _normalise(raw / f"{name}.tar", work / f"{first + int(name):05d}.tar"),
             progress,
         )

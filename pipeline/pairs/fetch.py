@@ -48,7 +48,7 @@ def refuse_private_addresses(allowed: set[str]) -> None:
         found = resolve(host, port, *rest, **options)
         if f"{host}:{port}" in allowed:
             return found
-        public = [entry for entry in found if not is_private(entry[4][0])]
+        public = [entry for entry in found if not is_private(str(entry[4][0]))]
         if not public:
             raise OSError(REFUSED)
         return public

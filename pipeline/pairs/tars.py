@@ -40,12 +40,12 @@ def tar_files(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
     """
     try:
         with tarfile.open(path, "r:") as tar:
-            size = os.fstat(tar.fileobj.fileno()).st_size
+            size = os.stat(path).st_size
             for member in tar:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"it ends within {member.name}")
-                if member.isfile():
-                    yield member, tar.extractfile(member)
+                if member.isfile() and (content := tar.extractfile(member)):
+                    yield member, content
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it is cut off or damaged")

@@ -41,8 +41,10 @@ LATEX = {
 }
 
 
-def number(value: float, table: Table) -> str:
-    """Two decimals; a difference with its sign."""
+def number(value: float | None, table: Table) -> str:
+    """Two decimals; a difference with its sign; a dash for a figure that nobody gave."""
+    if value is None:
+        return "–"
     text = f"{value:+.2f}" if table.differences else f"{value:.2f}"
     return text.replace("-", "−")
 

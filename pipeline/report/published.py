@@ -64,6 +64,9 @@ class Published(_Data):
     others: dict[str, Triple]  # title → averages over Table 1's benchmarks
     others_from: str
 
+    def notes_on(self, table: int | None) -> tuple[str, ...]:
+        return () if table is None else self.notes.get(table, ())
+
 
 def published() -> Published:
     return Published.model_validate_json(

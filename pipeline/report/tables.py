@@ -202,13 +202,19 @@ def mean_of(parts: Mapping[str, Measured | str]) -> Measured | str:
     """The average over benchmarks, or why there is none: it is of all of them or not at all."""
     missing = {name: part for name, part in parts.items() if isinstance(part, str)}
     if not missing:
-        return average(list(parts.values()))
+        return average([part for part in parts.values() if not isinstance(part, str)])
     reasons = set(missing.values())
     return (
         reasons.pop()
         if len(missing) == len(parts) and len(reasons) == 1
         else f"no average without {', '.join(missing)}"
     )
+
+
+def _harmonic_of(base: Measured | str, new: Measured | str) -> Measured | str:
+    if isinstance(base, str):
+        return base
+    return new if isinstance(new, str) else harmonic(base, new)
 
 
 def base_to_new_of(
@@ -222,14 +228,7 @@ def base_to_new_of(
     pairs = {n: (halves[0][n], halves[1][n]) for n in names} | {
         AVERAGE: (mean_of(halves[0]), mean_of(halves[1]))
     }
-    return {
-        n: [
-            base,
-            new,
-            next((v for v in (base, new) if isinstance(v, str)), None) or harmonic(base, new),
-        ]
-        for n, (base, new) in pairs.items()
-    }
+    return {n: [base, new, _harmonic_of(base, new)] for n, (base, new) in pairs.items()}
 
 
 def sources_at(f: Findings, setting: str, shots: int) -> list[str]:
@@ -301,7 +300,7 @@ def base_to_new_table(f: Findings, shots: int, others: bool = False) -> Table | 
         "Prompts are tuned on the base classes of a benchmark; base and new classes are judged "
         f"under their own heads. {reading([r for b in blocks for r in b.rows])}",
         blocks,
-        [*notes, *f.paper.notes.get(number, ())],
+        [*notes, *f.paper.notes_on(number)],
         number=number,
     )
 
@@ -385,7 +384,7 @@ def transfer_table(f: Findings, setting: str, source: str, shots: int) -> Table 
         "Prompts are tuned on all classes of the source and judged on other benchmarks as they "
         f"are. The average leaves the source out. {reading(rows)}",
         [Block("", "", columns, with_best(rows))],
-        [*notes, *f.paper.notes.get(number, ())],
+        [*notes, *f.paper.notes_on(number)],
         number=number,
     )
 
@@ -489,9 +488,10 @@ def study_tables(
 
 
 def _difference(one: Measured | str, other: Measured | str) -> Cell:
-    for side in (one, other):
-        if isinstance(side, str):
-            return Cell(missing=side)
+    if isinstance(one, str):
+        return Cell(missing=one)
+    if isinstance(other, str):
+        return Cell(missing=other)
     made = cell(difference(one, other))
     intervals = [made.over_seeds, made.over_pictures]
     return replace(made, best=all(i is not None and (i[0] > 0 or i[1] < 0) for i in intervals))
@@ -517,9 +517,8 @@ def comparison_table(f: Findings, pairs: Collection[tuple[str, str]], shots: int
         figures[method] = base_to_new_of(f, method, names, shots)[AVERAGE] if names else []
         theirs = f.paper.base_to_new
         whole = shots == theirs.shots and set(names) == set(theirs.benchmarks)
-        printed[method] = (
-            [*theirs.average.get(method, (None,) * 3)] if whole else [None] * 3 * bool(names)
-        )
+        unknown = [None] * 3 if names else []
+        printed[method] = [*(theirs.average.get(method, unknown) if whole else unknown)]
         for setting, source in transfers:
             listed = f.targets(source, setting)
             figures[method].append(transfer_of(f, method, source, listed, listed, shots)[AVERAGE])

@@ -152,14 +152,15 @@ def _parquet_rows(path: Path, counts: Counter) -> tuple[list[str], Rows]:
 
     def checked() -> Rows:
         for number, row in enumerate(zip(*(c.to_pylist() for c in columns), strict=True), 1):
-            fields = [
+            texts = [
                 _text(v, counts) if isinstance(v, bytes) else "" if v is None else str(v)
                 for v in row
             ]
+            fields = [text for text in texts if text is not None]
             yield (
-                (number, None, "is neither UTF-8 nor Windows-1252 text")
-                if None in fields
-                else (number, fields, "")
+                (number, fields, "")
+                if len(fields) == len(texts)
+                else (number, None, "is neither UTF-8 nor Windows-1252 text")
             )
 
     return used if {"caption", "url"} <= set(used) else file.schema_arrow.names, checked()
@@ -262,7 +263,7 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
             caption, url = _mended(fields[at["caption"]], counts), fields[at["url"]].strip()
             if not (caption and url):
                 wrong = wrong or f"has no {'caption' if not caption else 'URL'}"
-        if wrong:
+        if wrong or fields is None:
             bad.append(f"row {number} {wrong}")
             continue
         key = fields[at["key"]] if "key" in at else row_key(caption, url)

@@ -90,7 +90,7 @@ class Delivery:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.about = folder, read_json(folder / "run.json")
-        self.sent = (
+        self.sent: dict[str, Any] = (
             read_json(folder / "sent.json")
             if (folder / "sent.json").exists()
             else {"run": None, "parameters": False, "points": 0, "asked": []}

@@ -88,7 +88,9 @@ def draw_web(concepts: list[Concept], web: Web, seed: int, out: Path, progress) 
             for _ in range(web.pictures_per_class):
                 style = web.styles[rng.integers(len(web.styles))]
                 svg = concept.drawings[rng.integers(len(concept.drawings))]
-                content = jpeg(draw(svg, style, rng, web.size, rng.uniform(*web.strength)))
+                content = jpeg(
+                    draw(svg, style, rng, web.size, rng.uniform(web.strength[0], web.strength[1]))
+                )
                 fate = str(rng.choice(list(fates), p=list(fates.values())))
                 mismatched = bool(rng.random() < web.wrong_captions)
                 told = (
@@ -153,7 +155,11 @@ def draw_benchmark(
                     style = styles[number % len(styles)]
                     svg = concept.drawings[rng.integers(len(concept.drawings))]
                     picture = draw(
-                        svg, style, rng, benchmark.size, rng.uniform(*benchmark.strength)
+                        svg,
+                        style,
+                        rng,
+                        benchmark.size,
+                        rng.uniform(benchmark.strength[0], benchmark.strength[1]),
                     )
                     add_file(
                         archive, f"{split}/{style}/{concept.name}/{number:03d}.jpg", jpeg(picture)

@@ -86,10 +86,10 @@ def read_benchmark(
             f"{path}: there is no such folder; the layout '{layout}' is read from the dataset's "
             f"own folder ({KNOWN[layout].site})"
         )
-    parts, split = _known(layout, Path(path))
+    parts, whose = _known(layout, Path(path))
     rows = [
         (part, "", item.label, item.name, item.file)
         for part in ("train", "val", "test")
         for item in parts[part]
     ]
-    return Dataset(samples_table(rows), Pictures(path), split)
+    return Dataset(samples_table(rows), Pictures(path), whose)
