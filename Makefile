@@ -18,7 +18,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test test-slow lint check benchmarks dag study experiments mlflow team share fetch verify clean
+.PHONY: repro test test-quick test-slow lint check benchmarks dag study experiments mlflow team share fetch verify clean
 
 repro: $(READY) check  ## run whatever is stale, from captions to the report
 	@dvc repro
@@ -27,9 +27,13 @@ repro: $(READY) check  ## run whatever is stale, from captions to the report
 check: $(READY)  ## is params.yaml sound?
 	@python -m pipeline.schema params.yaml
 
-lint: $(READY)  ## form and rules of the code
+lint: $(READY)  ## form, rules and types of the code
 	@ruff format --check .
 	@ruff check .
+	@mypy
+
+test-quick: $(READY)  ## every pure function and every error message, no demo run
+	@python -m pytest -m "not slow and not whole"
 
 test: $(READY)  ## everything that CI checks, one demo run included
 	@python -m pytest
