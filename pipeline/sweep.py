@@ -33,6 +33,7 @@ from pipeline.errors import InputError
 from pipeline.params import lookup, read_yaml
 from pipeline.schema import check
 from pipeline.stage import warn
+from pipeline.tracking.send import flat
 
 PARAMS, RESULTS = Path("params.yaml"), "data/metrics/results.json"
 
@@ -85,16 +86,6 @@ def queue(name: str, changes: list[str], passed_on: list[str]) -> int:
     return len(found)
 
 
-def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested mappings with dotted keys; anything else stays a value."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= (
-            flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-        )
-    return found
-
-
 def experiments(name: str, shown: list[dict]) -> list[dict[str, Any]]:
     """name, state, parameters and figures of the experiments of a sweep, from `dvc exp show
     --json`.
@@ -114,8 +105,8 @@ def experiments(name: str, shown: list[dict]) -> list[dict[str, Any]]:
             {
                 "name": experiment["name"],
                 "state": state,
-                "parameters": flat(parameters),
-                "figures": flat(figures),
+                "parameters": dict(flat(parameters)),
+                "figures": dict(flat(figures)),
             }
         )
     return sorted(found, key=lambda e: int(e["name"].rpartition("-")[2]))

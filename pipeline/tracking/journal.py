@@ -24,7 +24,7 @@ from typing import Any
 from pipeline.artifacts import write_json
 from pipeline.params import read_so_far
 from pipeline.tracking import record
-from pipeline.tracking.place import home, tracking_folder
+from pipeline.tracking.place import home, outbox_of, tracking_folder
 
 FINISHED, FAILED, STOPPED = "FINISHED", "FAILED", "KILLED"  # MLflow's words
 # in the outbox: why the last sending failed, and whether a person was told
@@ -40,8 +40,7 @@ class Run:
 
     def __init__(self, started: float) -> None:
         self.folder = (
-            tracking_folder()
-            / "outbox"
+            outbox_of(tracking_folder())
             / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(started))}-{os.getpid()}"
         )
         (self.folder / "files").mkdir(parents=True)
@@ -209,7 +208,7 @@ def end(status: str, figures: dict[str, Any], ran_with: dict[str, Any]) -> None:
 @_harmless
 def untold_problem() -> str | None:
     """Why runs could not be sent, the first time that it is asked since sending failed."""
-    path = tracking_folder() / "outbox" / PROBLEM
+    path = outbox_of(tracking_folder()) / PROBLEM
     try:
         problem = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

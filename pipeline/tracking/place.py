@@ -25,3 +25,8 @@ def home(here: Path | None = None) -> Path:
 
 def tracking_folder() -> Path:
     return home() / "tracking"
+
+
+def outbox_of(store: Path) -> Path:
+    """Where the runs of a tracking folder wait until they are sent."""
+    return store / "outbox"

@@ -23,6 +23,7 @@ from typing import Any
 from pipeline.artifacts import read_json, write_json
 from pipeline.errors import InputError
 from pipeline.tracking.journal import PROBLEM, STOPPED, alone
+from pipeline.tracking.place import outbox_of
 
 EXPERIMENT = "gram"
 LOOK_EVERY, STAY, AGAIN_AFTER = 0.5, 30.0, 10.0  # seconds
@@ -248,7 +249,7 @@ class Sender:
     """Delivers the runs of one outbox; leaves servers and runs that failed alone for a while."""
 
     def __init__(self, store: Path) -> None:
-        self.store, self.outbox = store, store / "outbox"
+        self.store, self.outbox = store, outbox_of(store)
         self.clients: dict[str, Any] = {}
         self.failed: dict[str, float] = {}  # server's URI, or folder of a run → when
 
