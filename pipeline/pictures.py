@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.errors import InputError
 
 PICTURE = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|bmp|gif|tiff?|ppm|pgm|jp2|avif)$", re.IGNORECASE)
+SYNSET = re.compile(r"n\d{8}")
 LEFT_BY_PROGRAMS = {"__MACOSX", "@eaDir"}  # macOS's zips, and a kind of file server's thumbnails
 
 
@@ -126,12 +127,17 @@ def same_words(name: str) -> str:
 
 
 def check_classes(where: Path | str, names: Iterable[str]) -> None:
-    """Raises InputError naming two class names that are one prompt, or one that says nothing."""
+    """Raises InputError naming two class names that are one prompt, or one that says nothing to a
+    text tower, as the numbers that ImageNet's folders have for names.
+    """
     known: dict[str, str] = {}
     for name in sorted(names):
         words = same_words(name)
-        if not words:
-            raise InputError(f"{where}: a class is called '{name}', which says nothing; rename it")
+        if not words or SYNSET.fullmatch(words):
+            raise InputError(
+                f"{where}: a class is called '{name}', which says nothing to a text tower; rename "
+                "its folder (ImageNet and its like have layouts of their own)"
+            )
         if known.setdefault(words, name) != name:
             raise InputError(
                 f"{where}: the classes '{known[words]}' and '{name}' are one prompt, which cannot "

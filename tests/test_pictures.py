@@ -26,7 +26,7 @@ from pipeline.benchmarks.sound import check_shots, remarks
 from pipeline.clip.backbone import open_picture
 from pipeline.errors import InputError
 from pipeline.pairs.local_site import serve
-from pipeline.pictures import Pictures, copies
+from pipeline.pictures import Pictures, class_name, copies
 
 NAMES = [
     f"{part}/{c}/{i}.jpg"
@@ -144,6 +144,15 @@ def test_two_names_that_are_one_prompt_are_named(tmp_path, one, other):
     split = folder(tmp_path / "split", [f"photo/{c}/{i}.jpg" for c in (one, other) for i in (1, 2)])
     with pytest.raises(InputError, match="are one prompt"):
         read_benchmark("domains", split, None, Split(seed=1, train=0.5))
+
+
+@pytest.mark.parametrize("name", ["_", "n01440764"])
+def test_a_name_that_says_nothing_is_no_class(tmp_path, name):
+    """ImageNet's folders read as class folders would make prompts of their numbers."""
+    names = [f"{part}/{c}/1.jpg" for part in ("train", "test") for c in (name, "yak")]
+    for read in (read_samples, lambda pictures: read_labelled(pictures, 9, 0)):
+        with pytest.raises(InputError, match=f"called '{class_name(name)}', which says nothing"):
+            read(Pictures(folder(tmp_path, names)))
 
 
 def test_names_of_a_list_that_are_one_prompt_are_one_class(tmp_path):
