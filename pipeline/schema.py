@@ -49,6 +49,8 @@ from pipeline.report.params import Gallery, Report
 from pipeline.sources.params import Source
 from pipeline.world.params import DrawnBenchmark, Truth, Web
 
+AVERAGE = "average"  # what tables call their first block or last column
+
 
 class World(Section):
     """What the demo draws; both empty where the real web and real datasets are used."""
@@ -144,6 +146,8 @@ class Params(Section):
                 )
 
     def _of_protocols(self) -> Iterator[str]:
+        if AVERAGE in self.benchmarks:
+            yield (f"benchmarks.{AVERAGE}: tables have a row of that name; give it another one")
         for name, protocols in self.protocols.items():
             place = f"protocols.{name}"
             yield from self._lacks_shots(f"{place}.base_to_new", name, "base", protocols)
@@ -181,10 +185,16 @@ class Params(Section):
                 )
 
     def remarks(self) -> list[str]:
-        """What is left out where it is named, as there is no such entry."""
+        """What is named but left out, as there is no such thing."""
         return [
             *known_pairs(self.report.pairs, self.methods.titles(), "report.pairs")[1],
             *known_pairs(self.study.pairs, self.study.methods.titles(), "study.pairs")[1],
+            *(
+                f"evaluate.curve_epochs has {epoch}, but 'few_shot.epochs' is "
+                f"{self.few_shot.epochs}; it is left out"
+                for epoch in self.evaluate.curve_epochs
+                if epoch > self.few_shot.epochs
+            ),
         ]
 
 

@@ -195,6 +195,14 @@ SHIFTED = "  shifted: {support: one_domain, tasks: 300, confusable: 0.5}\nlabell
             ["methods.direct.cocoop", "'depth'"],
         ),
         ("  per_topic: 4  # U", "  per_topic: 1", ["domains.per_topic is 1", "two domains"]),
+        ("  min_characters: 3", "  min_characters: 2000", ["filter", "no caption would be kept"]),
+        ("  bias: 2.0", "  bias: 0.0", ["regulator", "'bias' and 'weight_std' are both 0"]),
+        (
+            "      strength: [0.1, 0.8]\n      wrong",
+            "      strength: [0.8, 0.1]\n      wrong",
+            ["world.webs.demo.strength", "the weakest comes first"],
+        ),
+        ("  food: {path", "  average: {path", ["benchmarks.average", "give it another one"]),
         ("per_class: 30,", "per_class: 9,", ["study.labelled.supervised.per_class is 9", "4 + 6"]),
         # a key that is not known inside something that may be null
         (
@@ -241,3 +249,10 @@ def test_a_stage_refuses_a_seed_below_zero_by_itself(tmp_path):
     path = edited(tmp_path, "\nseed: 1 ", "\nseed: -1 ")
     with pytest.raises(InputError, match="'seed': Input should be greater than or equal to 0"):
         load_params(path, {"seed": ("seed", Seed)})
+
+
+def test_epochs_that_are_never_reached_are_left_out_with_a_word(tmp_path):
+    path = edited(tmp_path, "curve_epochs: [2, 5]", "curve_epochs: [2, 50]")
+    assert check(path).remarks() == [
+        "evaluate.curve_epochs has 50, but 'few_shot.epochs' is 10; it is left out"
+    ]

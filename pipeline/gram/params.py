@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.benchmarks.params import Benchmarks, PromptTemplate
 from pipeline.episodes.params import Episodes, Labelled
@@ -63,6 +63,15 @@ class Regulator(Section):
     bias: Annotated[float, Field(ge=0)]  # initial b^γ; tanh(bias) is the first γ
     weight_std: Annotated[float, Field(ge=0)]  # standard deviation of the initial W^γ and W^β
     bias_per_token: bool  # b for every token of its own, or one for all tokens of a modality
+
+    @model_validator(mode="after")
+    def _lets_gradients_through(self) -> Regulator:
+        if not self.bias and not self.weight_std:
+            raise ValueError(
+                "'bias' and 'weight_std' are both 0: γ = tanh(0) = 0 would stop every inner step; "
+                "raise one of them"
+            )
+        return self
 
 
 class Outer(Section):

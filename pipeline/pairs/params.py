@@ -49,6 +49,15 @@ class Filter(Section):
     threshold: float
 
     @model_validator(mode="after")
+    def _some_caption_fits(self) -> Filter:
+        if self.min_characters > self.max_characters:
+            raise ValueError(
+                f"'min_characters' ({self.min_characters}) is above 'max_characters' "
+                f"({self.max_characters}): no caption would be kept"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _threshold_is_a_share(self) -> Filter:
         if self.select != "threshold" and not 0 < self.threshold < 1:
             raise ValueError(

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.params import Distinct, Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Strength = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
+
+
+def _rising(values: list[float]) -> list[float]:
+    if values != sorted(values):
+        raise ValueError("the weakest comes first, then the strongest")
+    return values
+
+
+Strength = Annotated[
+    list[Annotated[float, Field(ge=0, le=1)]],
+    Field(min_length=2, max_length=2),
+    AfterValidator(_rising),
+]
 Names = Annotated[list[str], Field(min_length=1), Distinct]
 Count = Annotated[int, Field(ge=1)]
 
