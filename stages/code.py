@@ -1,10 +1,10 @@
-"""Takes the digests of the code that every stage script runs: the script and all that it imports,
-directly or not.
+"""Takes the digests of the code that every stage script runs: of what it reaches, directly or not.
 
     python stages/code.py --out data/code
 
 Each stage depends on the one file of its script, so an edit reruns the stages whose code it
-touches, and no others.
+touches, and no others. Scripts that run a prompt method have a file for each method,
+<script>/<method>.json: another method's code is none of its own.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -12,19 +12,43 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 from pathlib import Path
 
 from pipeline.artifacts import write_json
-from pipeline.code import digests
-from pipeline.stage import parser, run
+from pipeline.code import digests, is_of_a_method, problems
+from pipeline.gram.params import Method, Methods, Tuned
+from pipeline.params import load_params
+from pipeline.stage import parser, run, warn
 
-READS = {}
+READS = {"methods": ("methods", Methods), "study": ("study.methods", Tuned)}
+
+
+def kinds_of(method: Method) -> dict[str, str]:
+    """Which entries of `pipeline.code.TABLES` a method's stages run."""
+    regulated = getattr(method, "algorithm", None) == "gram" and method.regulator == "affine"
+    return {"prompt": method.prompt, "regulator": "affine" if regulated else "plain"}
+
+
+def write(found: dict[str, str], path: Path) -> None:
+    """Without the files of which nothing counts: whether these are there must not count either."""
+    write_json({file: digest for file, digest in found.items() if digest}, path)
 
 
 def main():
     cli = parser(__doc__)
     cli.add_argument("--out", type=Path, required=True, help="folder for <script>.json")
     args = cli.parse_args()
+    p = load_params(args.params, READS)
     scripts = sorted(Path(__file__).resolve().parent.glob("[a-z]*.py"))
+    broken: dict[str, list[str]] = {}
     for script in scripts:
-        write_json(digests(script), args.out / f"{script.stem}.json")
+        for problem in problems(script):
+            broken.setdefault(problem, []).append(script.stem)
+        write(digests(script), args.out / f"{script.stem}.json")
+        if is_of_a_method(script):
+            table = p.study if script.stem.startswith("study_") else p.methods
+            for name, method in (table.direct | table.meta).items():
+                path = args.out / script.stem / f"{name}.json"
+                write(digests(script, kinds_of(method)), path)
+    for problem, stems in broken.items():
+        warn(f"{problem}; what uses it will fail: {', '.join(stems)}")
     return f"{len(scripts)} scripts", {}, args.metrics
 
 

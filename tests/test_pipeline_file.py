@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from pipeline.code import WATCHING, closure, digests
+from pipeline.code import WATCHING, closure, digests, is_of_a_method
 from pipeline.gram.params import Learning
 from pipeline.gram.trial import Trial
 
@@ -51,9 +51,11 @@ SCRIPTS = sorted((ROOT / "stages").glob("[a-z]*.py"))
 
 @pytest.mark.parametrize("name", [n for n in STAGES if n != "code"])
 def test_depends_on_its_own_code(name):
-    assert [d for d in body(name)["deps"] if d.startswith("data/code/")] == [
-        f"data/code/{script(name).stem}.json"
-    ]
+    found = [d for d in body(name)["deps"] if d.startswith("data/code/")]
+    of_method = re.search(r"\$\{(key|item.method)\}", found[0]) if found else None
+    stem = f"{script(name).stem}/{of_method.group()}" if of_method else script(name).stem
+    assert found == [f"data/code/{stem}.json"]
+    assert bool(of_method) == (is_of_a_method(script(name)))
 
 
 ASK = """
