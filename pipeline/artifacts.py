@@ -171,7 +171,7 @@ def numbered(schema: pa.Schema, number: int, parts: int) -> pa.Schema:
     """The schema of one of so many parts of a folder: each says in its metadata which it is (from
     0), so that `shard_paths` misses any that is not there.
     """
-    return schema.with_metadata({PART: f"{number}/{parts}"})
+    return schema.with_metadata((schema.metadata or {}) | {PART: f"{number}/{parts}".encode()})
 
 
 def write_table(table: pa.Table, path: Path | str, schema: pa.Schema) -> None:
@@ -319,28 +319,22 @@ def check_usable(values: np.ndarray, keys: Sequence[str], path: Path | str) -> N
         )
 
 
-def to_vectors(values: np.ndarray, there: np.ndarray | None = None) -> pa.Array:
-    """(n, d) float array → Arrow column of float16 vectors, null where (n,) `there` is False."""
-    with np.errstate(over="ignore"):
-        flat = pa.array(np.ascontiguousarray(values, dtype=np.float16).reshape(-1))
-    mask = None if there is None or there.all() else pa.array(~there)
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
+def to_vectors(values: np.ndarray) -> pa.Array:
+    """(n, d) float array → Arrow column of float16 vectors."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def from_vectors(column: pa.ChunkedArray) -> np.ndarray:
-    """Arrow column of float16 vectors → (n, d) float32 array, rows of NaN for nulls."""
-    dim = column.type.list_size
+    """Arrow column of float16 vectors → (n, d) float32 array."""
     chunks = [
-        np.asarray(c.values.slice(c.offset * dim, len(c) * dim)).reshape(-1, dim)
-        for c in column.chunks
-        if len(c)
+        np.asarray(c.flatten()).reshape(-1, c.type.list_size) for c in column.chunks if len(c)
     ]
-    if not chunks:
-        return np.zeros((0, dim), np.float32)
-    found = np.concatenate(chunks).astype(np.float32)
-    if column.null_count:
-        found[np.asarray(column.is_null())] = np.nan
-    return found
+    return (
+        np.concatenate(chunks).astype(np.float32)
+        if chunks
+        else np.zeros((0, column.type.list_size), np.float32)
+    )
 
 
 def write_json(values: Any, path: Path | str) -> None:

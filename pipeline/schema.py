@@ -53,11 +53,11 @@ AVERAGE = "average"  # what tables call their first block or last column
 
 
 class World(Section):
-    """What the demo draws; both empty where the real web and real datasets are used."""
+    """What the demo draws; nothing where the real web and real datasets are used."""
 
-    webs: dict[Name, Web]
-    benchmarks: dict[Name, DrawnBenchmark]
-    truths: dict[Name, Truth]
+    webs: dict[Name, Web] = {}
+    benchmarks: dict[Name, DrawnBenchmark] = {}
+    truths: dict[Name, Truth] = {}
 
 
 class Params(Section):

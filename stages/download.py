@@ -49,6 +49,8 @@ def main():
         f"shards; {counts['failed_to_download']} links dead, {counts['failed_to_resize']} not "
         "pictures"
     )
+    if "urls" in counts:
+        words += f"; asked for {counts['urls']} links, once each"
     return words, counts, args.metrics
 
 

@@ -19,9 +19,8 @@ from pipeline.artifacts import fingerprint, read_table, resumable_folder
 from pipeline.clustering.schemas import DOMAINS, LABELS
 from pipeline.episodes.params import Episodes, Shots, Ways
 from pipeline.episodes.shards import write_shards
-from pipeline.episodes.tasks import Pool, draw, rows_of
-from pipeline.pairs.reading import locate_pictures, read_image_features
-from pipeline.pairs.schemas import PAIRS
+from pipeline.episodes.tasks import Pool, draw, each_picture_once, rows_of
+from pipeline.pairs.reading import locate_pictures, read_image_features, read_pairs
 from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
 
@@ -61,10 +60,12 @@ def main():
 
     names = read_table(args.labels, LABELS)["name"].to_pylist()
     unnamed = [topic for topic, name in enumerate(names) if name is None]  # they are no classes
-    table = (
+    table = each_picture_once(
         pl.from_arrow(read_table(args.domains, DOMAINS))
         .filter(pl.col("topic").is_in(unnamed).not_())
         .sort("key")
+        .join(read_pairs(args.pairs, ["key", "shard"]), on="key", how="left", maintain_order="left")
+        .with_columns(picture=pl.coalesce("picture", "key"))
     )
     pool = Pool(
         table["topic"].to_numpy(),
@@ -77,13 +78,7 @@ def main():
         pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed
     )
     shown = rows_of(tasks)
-    holding = table.join(
-        pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "shard"])),
-        on="key",
-        how="left",
-        maintain_order="left",
-    )
-    pictures = locate_pictures(args.shards, pool.keys, holding["shard"].to_list(), shown, progress)
+    pictures = locate_pictures(args.shards, pool.keys, table["shard"].to_list(), shown, progress)
     inputs = (args.domains, args.labels, args.features, args.pairs, args.shards)
     with resumable_folder(args.out, fingerprint((p, args.name, seed), *inputs)) as work:
         write_shards(tasks, pool, pictures.read, work, progress)

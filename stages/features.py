@@ -9,10 +9,11 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 from pathlib import Path
 
 from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.clip.backbone import side_read
 from pipeline.clip.params import BackboneParams
-from pipeline.pairs.features import extract_features
+from pipeline.pairs.features import extract_features, smaller_pictures
 from pipeline.params import load_params
-from pipeline.stage import parser, progress, run
+from pipeline.stage import parser, progress, run, warn
 
 READS = {"backbone": ("backbone", BackboneParams)}
 
@@ -29,10 +30,22 @@ def main():
     with resumable_folder(
         args.out, fingerprint(p.backbone, args.pairs, args.shards, p.backbone.path)
     ) as work:
-        pairs, dim = extract_features(
+        pairs, dim, unusable = extract_features(
             args.pairs, args.shards, work, Path(p.backbone.path), progress
         )
-    return f"{pairs} pairs, {dim} dimensions", {"pairs": pairs, "dimensions": dim}, args.metrics
+    words, counts = f"{pairs} pairs, {dim} dimensions", {"pairs": pairs, "dimensions": dim}
+    for what, count in unusable.items():
+        words += f"; {count} left out as their {what} vector is zero or not finite"
+        counts[f"unusable_{what}s"] = count
+    side = side_read(Path(p.backbone.path))
+    small, pictures = smaller_pictures(args.pairs, side)
+    if small:
+        warn(
+            f"{small} of {pictures} pictures are smaller than the {side} pixels that the backbone "
+            "reads, and are enlarged; if they were larger, raise 'download.image_size'"
+        )
+        counts["smaller_pictures"] = small
+    return words, counts, args.metrics
 
 
 if __name__ == "__main__":

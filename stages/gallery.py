@@ -17,7 +17,7 @@ import polars as pl
 from pipeline.artifacts import read_table, write_json
 from pipeline.clustering.schemas import CLUSTERS, DOMAINS, LABELS, TOPICS
 from pipeline.pairs.index import failure_reasons
-from pipeline.pairs.noise import least_score
+from pipeline.pairs.noise import SCORED, least_score
 from pipeline.pairs.params import Filter
 from pipeline.pairs.schemas import KEPT, PAIRS
 from pipeline.params import Seed, load_params
@@ -70,7 +70,8 @@ def main():
         .sort("len", descending=True)
     )
     reasons = kept.filter(~pl.col("kept")).group_by("reason").len().sort("len", descending=True)
-    scores, judged = kept["score"].to_numpy(), kept["reason"].is_in(["", "mismatch"]).to_numpy()
+    scored = kept.drop_nulls("score")
+    scores, judged = scored["score"].to_numpy(), scored["reason"].is_in(SCORED).to_numpy()
     mapped = topics.drop_nulls("x")
     points = (
         mapped.sample(min(len(mapped), p.gallery.map_points), seed=p.seed)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import write_table
 from pipeline.pairs.index import failure_reasons, index_pairs
-from pipeline.pairs.schemas import PAIRS
+from pipeline.pairs.reading import write_pairs
 from pipeline.stage import parser, progress, run
 
 READS = {}  # no parameter decides anything here
@@ -28,7 +27,7 @@ def main():
     cli.add_argument("--out", type=Path, required=True, help="Parquet: one row per caption")
     args = cli.parse_args()
     pairs, counts = index_pairs(args.captions, args.shards, progress)
-    write_table(pairs, args.out, PAIRS)
+    write_pairs(pairs, args.out)
     failures = (
         ", ".join(f"{n} {status}" for status, n in counts.items() if status != "success")
         or "no failures"

@@ -220,13 +220,6 @@ def test_vectors_that_are_no_direction():
     check_usable(ROWS[[0, 6]], "ab", "data/features")
 
 
-def test_vectors_that_are_missing_keep_their_place():
-    column = pa.chunked_array([to_vectors(ROWS, usable(ROWS)), to_vectors(ROWS[:1])]).slice(1)
-    found = from_vectors(column)
-    assert column.null_count == 5 and found.shape == (7, 2)
-    assert np.isnan(found[:5]).all() and found[5:].tolist() == [[0, -1], [1, 0]]
-
-
 def test_same_table_same_bytes(tmp_path):
     for name in "ab":
         write_table(TABLE, tmp_path / name, SCHEMA)

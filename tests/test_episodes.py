@@ -8,6 +8,7 @@ import threading
 import time
 
 import numpy as np
+import polars as pl
 import pytest
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.episodes import shards
 from pipeline.episodes.params import Episodes
 from pipeline.episodes.shards import ahead, read_episodes, write_shards
-from pipeline.episodes.tasks import Drawing, Pool, sample_tasks
+from pipeline.episodes.tasks import Drawing, Pool, each_picture_once, sample_tasks
 from pipeline.episodes.tasks import draw as draw_from
 from pipeline.errors import InputError
 
@@ -29,6 +30,23 @@ def pool():
     shuffle = np.random.default_rng(0).permutation(len(topic))
     nearest = np.argsort(abs(np.arange(TOPICS)[:, None] - np.arange(TOPICS)), axis=1, kind="stable")
     return topic[shuffle], domain[shuffle], nearest
+
+
+def test_a_picture_of_several_captions_is_in_tasks_once():
+    """Under the topic of most of its captions: no picture is its own query, or has two names."""
+    rows = [
+        ("a", "p", 1),
+        ("b", "p", 0),
+        ("c", "p", 1),
+        ("d", "q", 2),
+        ("e", "r", 0),
+        ("f", "r", 3),
+    ]
+    table = pl.DataFrame(rows, schema=["key", "picture", "topic"], orient="row")
+    found = each_picture_once(table.with_columns(domain=pl.col("topic") + 10))
+    assert list(found.iter_rows()) == [("a", "p", 1, 11), ("d", "q", 2, 12), ("e", "r", 0, 10)]
+    alone = table.with_columns(picture="key")
+    assert each_picture_once(alone).equals(alone)
 
 
 def draw(pool, **changes):

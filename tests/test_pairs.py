@@ -229,7 +229,7 @@ def test_a_server_that_is_down(tmp_path):
 def test_nothing_to_ask_for(tmp_path):
     table = captions(tmp_path / "c.parquet", ["file:///etc/hostname", "relative.jpg"])
     (tmp_path / "work").mkdir()
-    with pytest.raises(InputError, match="no http"):
+    with pytest.raises(InputError, match="none of its 2 URLs.*2× not a http.s. URL"):
         download(table, None, tmp_path / "work", settings(), Effort(1, 4), QUIET)
 
 

@@ -21,7 +21,7 @@ def edited(tmp_path, old, new):
     return path
 
 
-@pytest.mark.parametrize("profile", ["params.yaml", "profiles/paper.yaml"])
+@pytest.mark.parametrize("profile", ["params.yaml", "profiles/paper.yaml", "profiles/own.yaml"])
 def test_the_committed_profiles_are_sound(profile):
     check(ROOT / profile)
 

@@ -224,6 +224,7 @@ def test_rooms_point_one_way():
     order = [
         "errors",
         "pictures",
+        "upright",
         "code",
         "owner",
         "params",

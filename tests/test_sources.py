@@ -218,13 +218,93 @@ def test_a_row_that_is_not_utf8_concerns_that_row_alone(tmp_path):
         ("salt &amp; pepper", "salt & pepper"),
         ("a&nbsp;&nbsp;cat", "a cat"),
         ("a “quoted” ﬁsh", "a “quoted” ﬁsh"),
-        ("<PERSON> &amp; a dog", "<PERSON> &amp; a dog"),
+        ("<PERSON> &amp; a dog", "<PERSON> & a dog"),
+        ("<b>salt</b>&nbsp;&amp; pepper", "<b>salt</b> & pepper"),
     ],
 )
 def test_captions_are_mended_and_counted(tmp_path, found, mended):
     """Topic words are made of them, and would be `amp` and `nbsp`."""
     table, counts = read(tmp_path, "t.tsv", f"{found}\thttp://a/1\n")
     assert table["caption"].to_pylist() == [mended] and counts["mended"] == (found != mended)
+
+
+@pytest.mark.parametrize(
+    "nothing", ["\u200b", "\u200d\ufeff \u2060", "\u00ad", "\ufe0f", "\u3164", "&#8203;&zwj;"]
+)
+def test_a_caption_of_which_nothing_is_seen_is_none(tmp_path, nothing):
+    with pytest.raises(InputError, match="row 3 has no caption"):
+        read(tmp_path, "t.tsv", GOOD + f"{nothing}\thttp://a/3.jpg\n")
+    table, _ = read(tmp_path, "t.tsv", "👩‍🚀\thttp://a/1\nक\u094d\u200dष\thttp://a/2\n")
+    assert sorted(table["caption"].to_pylist()) == ["क\u094d\u200dष", "👩‍🚀"]
+
+
+def test_a_quote_that_holds_many_lines_together_is_said(tmp_path, capsys):
+    """Two stray quotes are valid CSV: the lines between them are one caption."""
+    lines = [f"caption {i},http://a/{i}\n" for i in range(300)]
+    lines[100], lines[200] = '"a 5" nail,http://a/100\n'.replace('5"', "5"), 'x",http://a/200\n'
+    table, counts = read(tmp_path, "t.csv", "".join(lines))
+    assert (counts["captions"], counts["long_rows"]) == (200, 1)
+    assert f"{tmp_path / 't.csv'}: lines 101 to 201 are one row" in capsys.readouterr().err
+    assert max(map(len, table["caption"].to_pylist())) > 1000
+
+
+def parquet(tmp_path, **columns):
+    urls = pa.array(["http://a/1", "http://a/2"])
+    pq.write_table(pa.table({"url": urls} | columns), tmp_path / "t.parquet")
+    return read(tmp_path, "t.parquet", (tmp_path / "t.parquet").read_bytes(), columns=None)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.string()),
+        pa.large_list(pa.large_string()),
+        pa.list_(pa.binary()),
+        pa.list_(pa.string(), 2),
+    ],
+)
+def test_a_list_of_captions_is_several_captions(tmp_path, kind):
+    lists = pa.array([["a cat", "a kitten"], ["a dog", "a hound"]], kind)
+    table, counts = parquet(tmp_path, caption=lists, key=pa.array([12, 7]))
+    assert counts["captions"] == 4
+    assert sorted(zip(*(table[c].to_pylist() for c in table.column_names), strict=True)) == [
+        ("12-1", "a cat", "http://a/1"),
+        ("12-2", "a kitten", "http://a/1"),
+        ("7-1", "a dog", "http://a/2"),
+        ("7-2", "a hound", "http://a/2"),
+    ]
+    if not pa.types.is_fixed_size_list(kind):
+        for odd in ([], None, ["a cat", None]):
+            with pytest.raises(InputError, match="row 2 has no caption"):
+                parquet(tmp_path, caption=pa.array([["a dog"], odd], kind))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "kind"),
+    [
+        ("caption", [{"en": "a cat"}, {"en": "a dog"}], "struct<en: string>"),
+        ("caption", pa.array([[("en", "a cat")]] * 2, pa.map_(pa.string(), pa.string())), "map<"),
+        ("caption", [[{"text": "a cat"}]] * 2, "list<"),
+        ("caption", [[["a cat"]]] * 2, "list<"),
+        ("caption", [1.5, 2.5], "double"),
+        ("caption", [True, False], "bool"),
+        ("url", [["http://a/1"], ["http://a/2"]], "list<"),
+        ("url", [{"src": "http://a/1"}] * 2, "struct<"),
+        ("key", [1.0, 2.0], "double"),
+        ("key", [["a"], ["b"]], "list<"),
+    ],
+)
+def test_values_that_are_no_text_are_an_error_with_their_type(tmp_path, column, values, kind):
+    """Not the text that Python writes for them."""
+    columns = {"caption": ["a cat", "a dog"], column: values}
+    with pytest.raises(InputError) as error:
+        parquet(tmp_path, **columns)
+    assert f"{tmp_path / 't.parquet'}: column '{column}' is of type {kind}" in str(error.value)
+
+
+def test_text_that_parquet_keeps_as_categories(tmp_path):
+    table, _ = parquet(tmp_path, caption=pa.array(["a cat", "a dog"]).dictionary_encode())
+    assert set(table["caption"].to_pylist()) == {"a cat", "a dog"}
 
 
 def test_one_url_with_two_captions_is_two_rows(tmp_path):
@@ -313,6 +393,20 @@ def test_tars_of_pictures_with_their_captions(tmp_path):
         "not_utf8": 0,
         "mended": 0,
     }
+
+
+def test_every_picture_of_a_tar_is_a_row(tmp_path):
+    """Of any kind, several of one name, and with a list of captions; but no program's leavings."""
+    files = {f"{n}.{kind}": b"x" for n, kind in enumerate(["gif", "bmp", "tiff", "JFIF", "avif"])}
+    texts = {f"{n}.txt": f"caption {n}".encode() for n in range(5)}
+    twice = {"5.jpg": b"x", "5.png": b"x", "5.json": b'{"caption": ["a cat", "a kitten"]}'}
+    tar(tmp_path / "00000.tar", files | texts | twice | {"._5.jpg": b"x", "5.npy": b"x"})
+    table, counts = from_tars(tmp_path)
+    assert counts["captions"] == 9
+    assert sorted(table["url"].to_pylist()) == sorted(
+        [f"00000.tar/{name}" for name in files] + ["00000.tar/5.jpg", "00000.tar/5.png"] * 2
+    )
+    assert table["caption"].to_pylist().count("a kitten") == 2
 
 
 def test_a_tar_that_is_cut_off_is_named(tmp_path):

@@ -22,6 +22,7 @@ from pipeline.artifacts import read_json
 from pipeline.clip.text import TextTower, text_tower
 from pipeline.clip.vision import VisionTower, vision_tower
 from pipeline.errors import InputError
+from pipeline.upright import upright
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,11 @@ def load_backbone(folder: Path | str) -> Backbone:
 
 
 def open_picture(content: bytes) -> Image.Image:
-    """The picture in a file, RGB with 8 bits; of an animated one, the first frame.
+    """The picture in a file, upright, RGB with 8 bits; of an animated one, the first frame.
 
     Raises OSError, SyntaxError or ValueError for what cannot be read as such.
     """
-    return _as_rgb(Image.open(io.BytesIO(content)))
+    return _as_rgb(upright(Image.open(io.BytesIO(content))))
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
@@ -221,6 +222,13 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
             "its pixels are 32-bit numbers of no known range; save it with 8 or 16 bits"
         )
     return picture.convert("RGB")
+
+
+def side_read(folder: Path | str) -> int:
+    """The pixels of the shorter side of what a backbone's vision tower reads."""
+    config = read_json(Path(folder) / "open_clip_config.json")
+    size = config["model_cfg"]["vision_cfg"].get("image_size", 224)  # open_clip's own default
+    return min(size) if isinstance(size, list) else size
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
 from pipeline.episodes.params import Episodes
 from pipeline.errors import InputError
@@ -175,6 +176,20 @@ def mean_features(pool: Pool) -> np.ndarray:
         centres[t] = pool.features[rows].astype(np.float32).mean(axis=0)
     # opposite features cancel out
     return centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
+
+
+def each_picture_once(table: pl.DataFrame) -> pl.DataFrame:
+    """One row for each picture: of its captions' topics the one that most of them are in, so that
+    no task asks for the name of a picture that it has shown, or has one under two names.
+
+    Args:
+        table: key, picture, topic, and whatever else belongs to a row.
+    """
+    topics = table.group_by("picture", "topic").agg(pl.len(), pl.col("key").min())
+    chosen = topics.sort("len", "key", descending=[True, False]).unique(
+        "picture", keep="first", maintain_order=True
+    )
+    return table.join(chosen.select("key"), on="key", how="semi", maintain_order="left")
 
 
 def draw(

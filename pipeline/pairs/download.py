@@ -1,55 +1,37 @@
-"""Fetches pictures with img2dataset and leaves shards whose bytes depend on the pictures alone."""
+"""Fetches pictures with img2dataset, each once, and accounts for every caption."""
 
 from __future__ import annotations
 
-import io
 import os
-import signal
-import subprocess
+import shutil
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import (
-    check_parts,
-    read_json,
-    read_table,
-    replacing,
-    shard_paths,
-    write_json,
-    write_table,
-)
+from pipeline.artifacts import read_json, read_table, shard_paths, write_json, write_table
 from pipeline.engine import on_ray
 from pipeline.errors import InputError
-from pipeline.owner import shared
-from pipeline.pairs.fetch import ALLOWED
+from pipeline.pairs.clean import forget, normalise, statuses
+from pipeline.pairs.fetch import ALLOWED, BEAT, MEGABYTES, SECONDS
+from pipeline.pairs.links import plan
 from pipeline.pairs.local_site import serve
 from pipeline.pairs.params import Download
 from pipeline.pairs.schemas import CAPTIONS, FETCHED
+from pipeline.pairs.supervise import PATIENCE, check_disk, supervised
 
-ROOT = Path(__file__).resolve().parents[2]
-REFUSED = "not a http(s) URL"
-ASKED = "asked.json"  # in a work folder: the limits that its links were asked with
-LOG = "img2dataset.log"
-
-
-def _absolute(url: str, base: str | None) -> str | None:
-    """The URL to ask for, or None if it must not be asked for (file:, ftp:, data: …)."""
-    scheme = urlsplit(url).scheme.lower()
-    if scheme in ("http", "https"):
-        return url
-    if scheme == "" and base is not None:
-        return base + quote(url)
-    return None
+# How long a link is waited for decides what is fetched, but not the bytes of what was.
+PATIENT = ("timeout", "retries", "deadline", "max_megabytes")
+LEFT = ("links.parquet", "patience.json", "beat", "img2dataset.log")
 
 
 @dataclass(frozen=True)
@@ -60,34 +42,13 @@ class Effort:
     threads: int
 
 
-@dataclass(frozen=True)
-class Fetch:
-    """What img2dataset is to do.
-
-    Attributes:
-        links: Parquet table of url, caption and pair_key. shards: how many it makes of them.
-        raw: folder that it leaves them in. allowed: see `pipeline.pairs.fetch`.
-        distributor: its name for one machine or several.
-    """
-
-    links: Path
-    shards: int
-    raw: Path
-    settings: Download
-    effort: Effort
-    allowed: str
-    distributor: str
-
-
-def _options(fetch: Fetch) -> dict[str, object]:
-    settings = fetch.settings
+def _options(settings: Download, links: Path, raw: Path, effort: Effort) -> dict[str, object]:
     return {
-        "url_list": fetch.links,
+        "url_list": links.absolute(),
         "input_format": "parquet",
         "url_col": "url",
-        "caption_col": "caption",
         "save_additional_columns": '["pair_key"]',
-        "output_folder": fetch.raw,
+        "output_folder": raw.absolute(),
         "output_format": "webdataset",
         "number_sample_per_shard": settings.shard_rows,
         "image_size": settings.image_size,
@@ -97,112 +58,226 @@ def _options(fetch: Fetch) -> dict[str, object]:
         "extract_exif": False,
         "timeout": settings.timeout,
         "retries": settings.retries,
-        "processes_count": fetch.effort.processes,
-        "thread_count": fetch.effort.threads,
+        "processes_count": effort.processes,
+        "thread_count": effort.threads,
         # pages that refuse it by name are left alone, like those that refuse all
         "user_agent_token": "img2dataset",
         "enable_wandb": False,
         "incremental_mode": "incremental",
-        "distributor": fetch.distributor,
     }
 
 
-def _run_img2dataset(fetch: Fetch, finish: Callable[[str], None], progress) -> None:
+def _run_img2dataset(
+    work: Path,
+    options: dict,
+    allowed: str,
+    settings: Download,
+    look: Callable[[], set[str]],
+    shards: int,
+) -> None:
     """img2dataset in a process of its own: its signal handler exits 0, and it exits 0 when all
-    links fail. `finish` gets the name of every finished shard.
+    links fail. `look` is called every now and then and gives the names of the finished shards.
     """
-    raw, shards = fetch.raw, fetch.shards
     command = [
         sys.executable,
         "-m",
         "pipeline.pairs.fetch",
-        *(f"--{k}={v}" for k, v in _options(fetch).items()),
+        *(f"--{name}={value}" for name, value in options.items()),
     ]
-    log = raw.parent / LOG
-    done: set[str] = set()
-    with open(log, "ab") as output:
-        child = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=shared(),
-            cwd=ROOT,
-            env=os.environ | {ALLOWED: fetch.allowed},
-        )
-        try:
-            with progress(None, "downloading shards", total=shards) as bar:
-                while True:
-                    with suppress(subprocess.TimeoutExpired):
-                        child.wait(0.3)
-                    ended = child.returncode is not None
-                    for name in sorted(
-                        {p.name.removesuffix("_stats.json") for p in raw.glob("*_stats.json")}
-                        - done
-                    ):
-                        finish(name)
-                        done.add(name)
-                        bar.update()
-                    if ended:
-                        break
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-    if child.returncode != 0 or len(done) != shards:
+    beat, log = work / "beat", work / "img2dataset.log"
+    environment = os.environ | {
+        "NO_ALBUMENTATIONS_UPDATE": "1",  # it asks for its newest version when it is imported
+        ALLOWED: allowed,
+        SECONDS: str(settings.deadline),
+        MEGABYTES: str(settings.max_megabytes),
+        BEAT: str(beat.absolute()),
+    }
+    alone = options["distributor"] == "multiprocessing"  # Ray looks after its own workers
+    quiet = settings.deadline + settings.timeout + PATIENCE if alone else None
+    code = supervised(command, environment, log, beat, quiet, look)
+    if code != 0 or len(look()) < shards:
         tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
         raise InputError(
-            f"img2dataset ended with exit code {child.returncode} after {len(done)} of {shards} "
-            f"shards ({tail}); run the stage again: finished shards are kept"
+            f"img2dataset ended with exit code {code} after {len(look())} of {shards} shards "
+            f"({tail}); run the stage again: finished shards are kept"
         )
 
 
-def _normalise(shard: Path, out: Path) -> None:
-    """img2dataset's shard (rows as they came in, with today's date) → one sorted by key, without
-    dates.
+def _forget_failures(work: Path) -> None:
+    """So that the next run asks again for what failed. Shards without failures stay."""
+    (work / "fetched.parquet").unlink(missing_ok=True)
+    for stats in (work / "raw").glob("*_stats.json"):
+        name = stats.name.removesuffix("_stats.json")
+        part = work / "raw" / f"{name}.parquet"
+        if not part.exists() or (statuses(part)["status"] != "success").any():
+            forget(work / "raw", work, name)
+
+
+def _share(fetched: pa.Table) -> float:
+    return pc.sum(pc.equal(fetched["status"], "success")).as_py() / len(fetched)
+
+
+def _finished(work: Path, settings: Download) -> bool:
+    """Whether an earlier run has asked for everything, and got enough. What failed under other
+    limits, or left too few pictures, is forgotten.
     """
-    if not shard.exists():
-        return  # done before an interruption
-    keys = dict(
-        zip(
-            *(
-                pq.read_table(shard.with_suffix(".parquet"), columns=["key", "pair_key"])
-                .column(c)
-                .to_pylist()
-                for c in ("key", "pair_key")
-            ),
-            strict=True,
+    patience, done = work / "patience.json", work / "fetched.parquet"
+    if done.exists():
+        if _share(read_table(done, FETCHED)) >= settings.min_success:
+            return True
+        _forget_failures(work)
+    limits = settings.model_dump(include=set(PATIENT))
+    if patience.exists() and read_json(patience) != limits:
+        _forget_failures(work)
+    write_json(limits, patience)
+    return False
+
+
+def _accounted(work: Path, captions: pl.DataFrame, shard_rows: int) -> pa.Table:
+    """What became of every caption's link.
+
+    Raises InputError naming shards that lack links; the next run fetches these anew.
+    """
+    raw = work / "raw"
+    links = captions["picture"].drop_nulls().n_unique()
+    parts = {path.stem: statuses(path) for path in sorted(raw.glob("*.parquet"))}
+    lost = []
+    for number in range(-(-links // shard_rows)):
+        expected = min(shard_rows, links - number * shard_rows)
+        name = next((n for n in parts if n.isdigit() and int(n) == number), f"{number:05d}")
+        if name not in parts or parts[name]["picture"].n_unique() != expected:
+            forget(raw, work, name)
+            lost.append(name)
+    if lost:
+        raise InputError(
+            f"{work}: img2dataset lost links of {len(lost)} shards ({', '.join(lost[:3])}; its log "
+            "there may say why: a full disk?); run the stage again: it fetches these anew"
         )
+    fetched = captions.join(pl.concat(parts.values()).drop("key"), on="picture", how="left")
+    return (
+        fetched.select(
+            "key",
+            status=pl.col("status").fill_null("failed_to_download"),
+            error=pl.coalesce("error_right", "error"),
+        )
+        .sort("key")
+        .to_arrow()
+        .cast(FETCHED)
     )
-    with tarfile.open(shard) as raw:
-        members = {}
-        for member in raw.getmembers():
-            stem, _, kind = member.name.partition(".")
-            if kind in ("jpg", "txt") and stem in keys:
-                members[f"{keys[stem]}.{kind}"] = member
-        with (
-            replacing(out) as temporary,
-            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as clean,
-        ):
-            for name in sorted(members):
-                content = raw.extractfile(members[name]).read()  # type: ignore[union-attr]  # all are files
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                clean.addfile(entry, io.BytesIO(content))
-    shard.unlink()
 
 
-def _ask_again(work: Path, settings: Download) -> None:
-    """Has img2dataset take what an earlier run could not fetch for work to be done: with other
-    limits than these, or after a run that ended with too few pictures, unless they are enough now.
+def _ask(
+    captions: pl.DataFrame,
+    work: Path,
+    settings: Download,
+    base: str | None,
+    effort: Effort,
+    progress,
+) -> None:
+    """Has img2dataset fetch what is planned, and cleans every shard as soon as it is finished."""
+    raw, links = work / "raw", work / "links.parquet"
+    raw.mkdir(exist_ok=True)
+    first = captions.filter(pl.col("key") == pl.col("picture"))
+    pq.write_table(first.select(url="asked", pair_key="key").to_arrow(), links)
+    shards = -(-len(first) // settings.shard_rows)
+    distributor = "ray" if on_ray() and base is None else "multiprocessing"
+    # A folder or zip of one's own comes over loopback; nothing else there may be asked, unless
+    # the parameter says so.
+    allowed = "*" if settings.private_addresses else urlsplit(base).netloc if base else ""
+    done: set[str] = set()
+    with progress(None, "downloading shards", total=shards) as bar:
+
+        def look() -> set[str]:
+            found = {p.name.removesuffix("_stats.json") for p in raw.glob("*_stats.json")}
+            for name in sorted(found - done):
+                normalise(raw / f"{name}.tar", work / f"{int(name):05d}.tar", captions)
+                done.add(name)
+                bar.update()
+            return done
+
+        options = _options(settings, links, raw, effort) | {"distributor": distributor}
+        _run_img2dataset(work, options, allowed, settings, look, shards)
+
+
+def _check_success(fetched: pa.Table, settings: Download, local: bool) -> None:
+    success = _share(fetched)
+    if success >= settings.min_success:
+        return
+    errors = Counter(e for e in fetched["error"].to_pylist() if e).most_common(3)
+    reasons = "; ".join(f"{count}× {error}" for error, count in errors)
+    raise InputError(
+        f"only {success:.1%} of {len(fetched)} links gave a picture (at least "
+        f"{settings.min_success:.0%} wanted by 'download.min_success'): {reasons}. "
+        + (
+            "Are these the names in 'source.pictures'? Mend the table or the folder"
+            if local
+            else "Is the server up? Run again: what failed is asked again"
+        )
+        + ", or lower the parameter: what came stays"
+    )
+
+
+def download(
+    captions: Path,
+    site: Path | None,
+    work: Path,
+    settings: Download,
+    effort: Effort,
+    progress,
+    earlier: Path | None = None,
+) -> dict:
+    """Fetches every caption's picture into `work`: NNNNN.tar (`<key>.jpg`, `<key>.txt`) and
+    fetched.parquet. A URL is asked for once, however many captions it has.
+
+    Args:
+        site: folder or zip that relative URLs point into, served over loopback meanwhile, so that
+            this machine fetches all.
+        work: may hold the finished shards of an interrupted run; they are not fetched again.
+        earlier: a finished download of these captions. Only its failed links are asked, and `work`
+            gets its shards as they are, before the new ones.
+
+    Returns:
+        Counts by status, which add up to the captions ("links"); "urls", if they are fewer.
+
+    Raises:
+        InputError if fewer than `settings.min_success` of the links gave a picture.
     """
-    asked = {"timeout": settings.timeout, "retries": settings.retries}
-    told = read_json(work / ASKED) if (work / ASKED).exists() else asked | {"success": 1.0}
-    as_before = told.pop("success") >= settings.min_success and told == asked
-    for path in [] if as_before else (work / "raw").glob("*_stats.json"):
-        if read_json(path)["failed_to_download"]:
-            path.unlink()
-    write_json(asked | {"success": 1.0}, work / ASKED)
+    if earlier:
+        any_share = settings.model_copy(update={"min_success": 0.0})
+        fetch = partial(download, site=site, settings=any_share, effort=effort, progress=progress)
+        return _ask_again(fetch, captions, earlier, work)
+    check_disk(work)
+    with serve(site) if site else nullcontext(None) as base:
+        planned = plan(pl.from_arrow(read_table(captions, CAPTIONS)), base)
+        if not _finished(work, settings):
+            if planned["asked"].null_count() == len(planned):
+                why = planned.group_by("error").len().sort("len", descending=True).iter_rows()
+                raise InputError(
+                    f"{captions}: none of its {len(planned)} URLs can be asked for "
+                    f"({'; '.join(f'{n}× {error}' for error, n in why)}); relative ones need "
+                    "'source.pictures'"
+                )
+            _ask(planned, work, settings, base, effort, progress)
+            fetched = _accounted(work, planned, settings.shard_rows)
+            write_table(fetched, work / "fetched.parquet", FETCHED)
+    fetched = read_table(work / "fetched.parquet", FETCHED)
+    _check_success(fetched, settings, site is not None)
+    shutil.rmtree(work / "raw", ignore_errors=True)
+    for name in LEFT:
+        (work / name).unlink(missing_ok=True)
+    urls = planned["picture"].drop_nulls()
+    return _counts(work, fetched) | (
+        {"urls": urls.n_unique()} if urls.n_unique() < len(urls) else {}
+    )
+
+
+def _counts(work: Path, fetched: pa.Table) -> dict[str, int]:
+    statuses = Counter(fetched["status"].to_pylist())
+    return {
+        "links": len(fetched),
+        "shards": len(shard_paths(work, ".tar")),
+        **{s: statuses[s] for s in ("success", "failed_to_download", "failed_to_resize")},
+    }
 
 
 def _known(earlier: Path, captions: pa.Table) -> pa.Table:
@@ -218,113 +293,34 @@ def _known(earlier: Path, captions: pa.Table) -> pa.Table:
     return known
 
 
-def download(
-    captions: Path,
-    site: Path | None,
-    work: Path,
-    settings: Download,
-    effort: Effort,
-    progress,
-    earlier: Path | None = None,
-) -> dict:
-    """Fetches every caption's picture into `work`: NNNNN.tar (`<key>.jpg`, `<key>.txt`) and
-    fetched.parquet.
+def _ask_again(
+    fetch: Callable[..., dict[str, int]], captions: Path, earlier: Path, work: Path
+) -> dict[str, int]:
+    """A finished download with its failed links asked again: `work` gets its shards as they are,
+    and new ones after them.
 
     Args:
-        site: folder or zip that relative URLs point into, served over loopback meanwhile, so that
-        this machine fetches all. work: may hold the finished shards of an interrupted run; they are
-        not fetched again. earlier: a finished download of these captions. Only its failed links are
-        asked, and `work` gets its shards as they are, before the new ones.
-
-    Returns:
-        Counts by status and the commonest errors.
+        fetch: `download` for given `captions` into a folder `work`.
+        earlier: the finished download of `captions`.
 
     Raises:
-        InputError if fewer than `settings.min_success` of the links gave a picture.
+        InputError if that is of other captions, or no link failed.
     """
-    distributor = "ray" if on_ray() and site is None else "multiprocessing"
-    table = read_table(captions, CAPTIONS)
-    known, first = FETCHED.empty_table(), 0
-    if earlier:
-        known, first = _known(earlier, table), int(shard_paths(earlier, ".tar")[-1].stem) + 1
+    table, again = read_table(captions, CAPTIONS), work / "again"
+    known, first = _known(earlier, table), int(shard_paths(earlier, ".tar")[-1].stem) + 1
+    if not (work / "fetched.parquet").exists():  # else: interrupted while it was put together
         failed = pc.equal(known["status"], "failed_to_download")
-        table, known = table.filter(failed), known.filter(pc.invert(failed))
-    raw = work / "raw"
-    raw.mkdir(exist_ok=True)
-    _ask_again(work, settings)
-
-    with serve(site) if site else nullcontext(None) as base:
-        urls = [_absolute(u, base) for u in table["url"].to_pylist()]
-        if not any(urls):
-            raise InputError(
-                f"{captions}: holds no http(s) URL, and no relative one with 'source.pictures' "
-                "set; there is nothing to download"
-            )
-        table = table.append_column("asked", pa.array(urls, pa.string()))
-        links = (
-            table.filter(pc.is_valid(table["asked"]))
-            .select(["asked", "caption", "key"])
-            .rename_columns(["url", "caption", "pair_key"])
-        )
-        pq.write_table(links, work / "links.parquet")
-        # A folder or zip of one's own comes over loopback; nothing else there may be asked, unless
-        # the parameter says so.
-        allowed = "*" if settings.private_addresses else urlsplit(base).netloc if base else ""
-        _run_img2dataset(
-            Fetch(
-                links=(work / "links.parquet").absolute(),
-                shards=-(-len(links) // settings.shard_rows),
-                raw=raw.absolute(),
-                settings=settings,
-                effort=effort,
-                allowed=allowed,
-                distributor=distributor,
-            ),
-            lambda name: _normalise(raw / f"{name}.tar", work / f"{first + int(name):05d}.tar"),
-            progress,
-        )
-
-    parts = sorted(raw.glob("*.parquet"))
-    fetched = pa.concat_tables(
-        [pq.read_table(p, columns=["pair_key", "status", "error_message"]) for p in parts]
-    )
-    fetched = fetched.rename_columns(FETCHED.names).cast(FETCHED)
-    refused = table.filter(pc.is_null(table["asked"]))["key"]
-    fetched = pa.concat_tables(
-        [
-            known,
-            fetched,
-            pa.table(
-                [refused, ["failed_to_download"] * len(refused), [REFUSED] * len(refused)],
-                schema=FETCHED,
-            ),
-        ]
-    )
-    write_table(fetched.sort_by("key"), work / "fetched.parquet", FETCHED)
-
-    statuses = Counter(fetched["status"].to_pylist())
-    errors = Counter(e for e in fetched["error"].to_pylist() if e).most_common(3)
-    success = statuses["success"] / len(fetched)
-    if success < settings.min_success:
-        reasons = "; ".join(f"{count}× {error}" for error, count in errors)
-        write_json(read_json(work / ASKED) | {"success": success}, work / ASKED)
-        raise InputError(
-            f"only {success:.1%} of {len(fetched)} links gave a picture (at least "
-            f"{settings.min_success:.0%} wanted by 'download.min_success'): {reasons}. Is "
-            "the server up? Run again and the failed ones are asked again, or lower the "
-            "parameter and what is there is taken"
-        )
-    before = shard_paths(earlier, ".tar") if earlier else []
-    for path in before:
+        again.mkdir(exist_ok=True)
+        write_table(table.filter(failed), work / "failed.parquet", CAPTIONS)
+        fetch(work / "failed.parquet", work=again)
+        for path in sorted(again.glob("*.tar")):
+            os.replace(path, work / f"{first + int(path.stem):05d}.tar")
+        asked = read_table(again / "fetched.parquet", FETCHED)
+        fetched = pa.concat_tables([known.filter(pc.invert(failed)), asked])
+        write_table(fetched.sort_by("key"), work / "fetched.parquet", FETCHED)
+    shutil.rmtree(again, ignore_errors=True)
+    (work / "failed.parquet").unlink(missing_ok=True)
+    for path in shard_paths(earlier, ".tar"):
         if not (work / path.name).exists():
             os.link(path, work / path.name)
-    tars = [*(p.name for p in before), *(f"{first + int(p.stem):05d}.tar" for p in parts)]
-    check_parts(work, tars)
-    for path in [*raw.iterdir(), *(work / name for name in (ASKED, "links.parquet", LOG))]:
-        path.unlink() if path.is_file() else None
-    raw.rmdir()
-    return {
-        "links": len(fetched),
-        "shards": first + len(parts),
-        **{s: statuses[s] for s in ("success", "failed_to_download", "failed_to_resize")},
-    }
+    return _counts(work, read_table(work / "fetched.parquet", FETCHED))

@@ -5,28 +5,42 @@ not, and ends when the stage that started it ends.
 
 img2dataset starts its workers anew, and each imports this module before it fetches anything; Ray's
 workers call `guard` before they take a task, and take none if that fails. What is allowed comes in
-the environment: FETCH_ALLOWED is "*" or host:port pairs with spaces between them.
+the environment: FETCH_ALLOWED is "*" or host:port pairs with spaces between them, FETCH_SECONDS and
+FETCH_MEGABYTES what a picture may take, FETCH_BEAT a file to touch for every picture.
 """
 
 from __future__ import annotations
 
+import http.client
+import io
 import ipaddress
+import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from importlib import import_module
+from multiprocessing.context import SpawnContext
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from PIL import Image
+
 from pipeline.engine import cluster
+from pipeline.upright import orientation
 
 ALLOWED = "FETCH_ALLOWED"
+SECONDS, MEGABYTES, BEAT = "FETCH_SECONDS", "FETCH_MEGABYTES", "FETCH_BEAT"
 LOOK_EVERY = 0.5  # seconds
 REFUSED = "private address refused"
 # 150 MB decoded; up to 3 GB where there is transparency, which img2dataset blends in doubles
 MAX_PIXELS = 50_000_000
+HEADERS = 2**16  # bytes that may come with a picture
 
 
 def is_private(address: str) -> bool:
@@ -56,28 +70,134 @@ def refuse_private_addresses(allowed: set[str]) -> None:
     socket.getaddrinfo = guarded
 
 
-def check_pictures(cv2) -> None:
-    """From now on, `cv2.imdecode` gives no picture of more than MAX_PIXELS, and the others with 8
-    bits per channel.
+class _Bounded(io.RawIOBase):
+    """What a server sends, up to `most` bytes and until the clock says `until`."""
+
+    def __init__(self, raw: io.RawIOBase, connection: socket.socket, until: float, most: float):
+        self.raw, self.connection, self.until, self.left = raw, connection, until, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        seconds = self.until - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError(TOO_LONG)
+        patience = self.connection.gettimeout()
+        self.connection.settimeout(min(seconds, patience or seconds))
+        try:
+            count = self.raw.readinto(buffer)
+        except TimeoutError:
+            if time.monotonic() < self.until:
+                raise
+            raise TimeoutError(TOO_LONG) from None
+        self.left -= count or 0
+        if self.left < 0:
+            raise ValueError(TOO_LARGE)
+        return count
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+TOO_LONG, TOO_LARGE = "took longer than 'download.deadline'", "larger than 'download.max_megabytes'"
+
+
+def limit_pictures(downloader, seconds: float, most: float, beat: Path | None = None) -> None:
+    """From now on img2dataset's `downloader` gives up a picture after `seconds`, redirects and
+    retries included, or `most` bytes, whatever the server sends; `beat` is touched for each.
+    """
+    here = threading.local()
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, connection, *rest, **options):
+            super().__init__(connection, *rest, **options)
+            if (until := getattr(here, "until", None)) is not None:
+                bounded = _Bounded(self.fp.detach(), connection, until, most + HEADERS)
+                self.fp = io.BufferedReader(bounded)
+
+        def begin(self) -> None:
+            super().begin()
+            # memory for all that is announced would be taken at once
+            if getattr(here, "until", None) is not None and (self.length or 0) > most:
+                raise ValueError(TOO_LARGE)
+
+    once, fetch = downloader.download_image, downloader.download_image_with_retry
+
+    def in_time(row, timeout, *rest):
+        seconds_left = here.until - time.monotonic()
+        if seconds_left <= 0:
+            return row[0], None, TOO_LONG
+        return once(row, min(timeout, seconds_left), *rest)
+
+    def watched(row, **options):
+        here.until = time.monotonic() + seconds
+        try:
+            return fetch(row, **options)
+        finally:
+            here.until = None
+            if beat:
+                os.utime(beat)
+
+    http.client.HTTPConnection.response_class = Response
+    downloader.download_image, downloader.download_image_with_retry = in_time, watched
+
+
+def lying(content: bytes) -> int:
+    """EXIF's orientation of a picture as OpenCV decodes it: it heeds the note of a TIFF alone."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.format == "PNG" and b"eXIf" in content:
+                picture.load()  # the note may come last
+            return 1 if picture.format == "TIFF" else orientation(picture)
+    except Exception:  # PIL raises many kinds; whether it is a picture, OpenCV says
+        return 1
+
+
+def upright(pixels, lies: int):
+    """(h, w, …) pixels turned and mirrored as EXIF's orientation asks for."""
+    if lies in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if lies in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if lies in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def check_pictures(cv2, resizer) -> None:
+    """From now on, `cv2.imdecode` gives upright pictures, none of more than MAX_PIXELS, with 8 bits
+    per channel; and img2dataset's `resizer` keeps no file that lies on its side.
 
     OpenCV writes 16 bits into a JPEG by cutting off at 255, which makes next to everything white.
     """
-    decode = cv2.imdecode
+    decode, kind = cv2.imdecode, resizer.imghdr.what
 
     def checked(content, flags):
+        if not len(content):
+            raise ValueError("the file is empty")
         try:
             picture = decode(content, flags)
         except cv2.error as error:
             raise ValueError(
                 f"more than {MAX_PIXELS // 10**6} million pixels"
                 if "CV_IO_MAX_IMAGE" in str(error)
-                else error.err
+                else "Image decoding error"
             ) from None
-        if picture is not None and picture.dtype == "uint16":
-            return (picture >> 8).astype("uint8")
-        return picture if picture is not None and picture.dtype == "uint8" else None
+        if picture is None or picture.dtype not in ("uint8", "uint16"):
+            return None
+        if picture.dtype == "uint16":
+            picture = (picture >> 8).astype("uint8")
+        turned = upright(picture, lying(bytes(content)))
+        return picture if turned is picture else turned.copy()
 
-    cv2.imdecode = checked
+    def what(stream):
+        found = kind(stream)
+        stream.seek(0)
+        return found if lying(stream.read()) == 1 else None  # to be written anew
+
+    cv2.imdecode, resizer.imghdr.what = checked, what
 
 
 def end_with(parent: int) -> None:
@@ -104,9 +224,64 @@ def guard() -> None:
         refuse_private_addresses(set(names.split()) | proxies)
     # OpenCV looks once, when it is imported
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import cv2
+    from img2dataset import downloader, resizer
 
-    check_pictures(cv2)
+    check_pictures(cv2, resizer)
+    limit_pictures(
+        downloader,
+        float(os.environ.get(SECONDS, "inf")),
+        float(os.environ.get(MEGABYTES, "inf")) * 10**6,
+        Path(os.environ[BEAT]) if BEAT in os.environ else None,
+    )
+
+
+class Workers(SpawnContext):
+    """Processes that are remembered, so that the end of one is not missed: multiprocessing's pool
+    starts another, and waits for ever for what the lost one had under way.
+    """
+
+    def __init__(self) -> None:
+        self.started: list = []
+
+    def Process(self, *args, **options):  # type: ignore[override]
+        process = SpawnContext.Process(*args, **options)
+        self.started.append(process)
+        return process
+
+    def lost(self) -> str | None:
+        for process in self.started:
+            if code := process.exitcode:
+                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                memory = ", as when memory runs out" if -code == signal.SIGKILL else ""
+                return f"a download process ended before its time ({how}{memory})"
+        return None
+
+
+def distribute(processes: int, download: Callable, shards: Iterable, _: int, retries: int) -> None:
+    """Instead of img2dataset's own distributor: ends this process when a worker is lost."""
+    from img2dataset.distributor import retrier
+
+    context = Workers()
+    with context.Pool(processes, maxtasksperchild=5) as pool:
+
+        def run(todo: Iterable) -> list:
+            failed, results = [], pool.imap_unordered(download, todo)
+            while True:
+                try:
+                    done, shard = results.next(timeout=LOOK_EVERY)
+                except StopIteration:
+                    return failed
+                except multiprocessing.TimeoutError:
+                    if lost := context.lost():
+                        print(lost, file=sys.stderr, flush=True)
+                        os._exit(1)
+                    continue
+                if not done:
+                    failed.append(shard)
+
+        retrier(run, run(shards), retries)
 
 
 RAY = "--distributor=ray"
@@ -118,11 +293,8 @@ if __name__ in ("__main__", "__mp_main__"):  # the second is its name in the wor
         guard()
 
 if __name__ == "__main__":
-    with (
-        cluster({ALLOWED: os.environ[ALLOWED]}, "pipeline.pairs.fetch.guard")
-        if RAY in sys.argv
-        else nullcontext()
-    ):
-        from img2dataset.main import main
-
-        main()
+    told = {name: os.environ[name] for name in (ALLOWED, SECONDS, MEGABYTES)}
+    with cluster(told, "pipeline.pairs.fetch.guard") if RAY in sys.argv else nullcontext():
+        program = import_module("img2dataset.main")  # the package gives its function of that name
+        vars(program)["multiprocessing_distributor"] = distribute
+        program.main()

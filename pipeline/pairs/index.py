@@ -12,8 +12,9 @@ from PIL import Image
 
 from pipeline.artifacts import read_table, remedy, shard_paths
 from pipeline.errors import InputError
-from pipeline.pairs.reading import read_pictures
 from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS
+from pipeline.pairs.tars import tar_files
+from pipeline.upright import upright
 
 
 def inspect(picture: bytes) -> tuple[int | None, int | None, str | None]:
@@ -22,8 +23,7 @@ def inspect(picture: bytes) -> tuple[int | None, int | None, str | None]:
     """
     try:
         with Image.open(io.BytesIO(picture)) as image:
-            image.load()
-            return image.width, image.height, None
+            return *upright(image).size, None
     # PIL raises many kinds for damaged files; each is the picture's own fault
     except Exception as error:
         return None, None, str(error).partition("(")[0].strip()
@@ -51,29 +51,27 @@ def failure_reasons(pairs: pl.DataFrame, most: int = 10) -> dict[str, int]:
     )
 
 
-def index_pairs(captions: Path, shards: Path, progress) -> tuple[pa.Table, dict[str, int]]:
-    """Joins captions, fetch results and pictures by key.
-
-    Returns:
-        The table of `PAIRS`, and how many pairs have each status.
+def _pictures(shards: Path, progress) -> pl.DataFrame:
+    """One row for each picture's name in the shards; a picture of several names is looked at
+    once.
     """
-    rows = []
+    rows: list[tuple] = []
     for shard in progress(shard_paths(shards, ".tar"), "indexing"):
-        for key, picture in read_pictures(shard):
-            width, height, complaint = inspect(picture)
-            rows.append(
-                (
-                    key,
-                    shard.name,
-                    width,
-                    height,
-                    len(picture),
-                    hashlib.sha256(picture).hexdigest(),
-                    complaint,
-                )
-            )
+        known: dict[str, tuple] = {}
+        for member, content in tar_files(shard):
+            key, _, kind = member.name.rpartition(".")
+            if kind != "jpg":
+                continue
+            owner = member.linkname.removesuffix(".jpg") or key
+            if owner not in known:
+                picture = content.read()
+                size = inspect(picture)
+                digest = hashlib.sha256(picture).hexdigest()
+                known[owner] = (*size[:2], len(picture), digest, size[2])
+            rows.append((key, owner, shard.name, *known[owner]))
     columns = [
         ("key", pl.String),
+        ("picture", pl.String),
         ("shard", pl.String),
         ("width", pl.Int32),
         ("height", pl.Int32),
@@ -81,11 +79,37 @@ def index_pairs(captions: Path, shards: Path, progress) -> tuple[pa.Table, dict[
         ("sha256", pl.String),
         ("complaint", pl.String),
     ]
-    pictures = pl.DataFrame(rows, schema=columns, orient="row")
+    return pl.DataFrame(rows, schema=columns, orient="row")
+
+
+def _check_complete(shards: Path, wanted: pl.Series, found: pl.Series, what: str) -> None:
+    """Raises InputError if keys are in one of two lists alone."""
+    for here, there, words in ((wanted, found, "no"), (found, wanted, "an unknown")):
+        if len(lost := here.filter(~here.is_in(there.implode()))):
+            raise InputError(
+                f"{shards}: {words} {what} for key '{lost[0]}' ({len(lost)} such keys); "
+                f"{remedy(shards)}"
+            )
+
+
+def index_pairs(captions: Path, shards: Path, progress) -> tuple[pa.Table, dict[str, int]]:
+    """Joins captions, fetch results and pictures by key.
+
+    Returns:
+        The table of `PAIRS`, with `PICTURE` if pictures have several captions, and how many pairs
+        have each status.
+
+    Raises:
+        InputError naming a key that one of them lacks.
+    """
+    pictures = _pictures(shards, progress)
     fetched = pl.from_arrow(read_table(shards / "fetched.parquet", FETCHED))
+    table = pl.from_arrow(read_table(captions, CAPTIONS))
+    _check_complete(shards, table["key"], fetched["key"], "fetch result")
+    whole = fetched.filter(pl.col("status") == "success")["key"]
+    _check_complete(shards, whole, pictures["key"], "picture")
     pairs = (
-        pl.from_arrow(read_table(captions, CAPTIONS))
-        .join(fetched, on="key", how="left", validate="1:1")
+        table.join(fetched, on="key", how="left", validate="1:1")
         .join(pictures, on="key", how="left", validate="1:1")
         .with_columns(
             status=pl.when(pl.col("complaint").is_not_null())
@@ -95,11 +119,6 @@ def index_pairs(captions: Path, shards: Path, progress) -> tuple[pa.Table, dict[
         )
         .sort("key")
     )
-    lost = pairs.filter((pl.col("status") == "success") & pl.col("sha256").is_null())
-    if len(lost):
-        raise InputError(
-            f"{shards}: no picture for key '{lost['key'][0]}' although it was fetched; "
-            f"{remedy(shards)}"
-        )
     counts = dict(pairs.group_by("status").len().sort("status").iter_rows())
-    return pairs.select(PAIRS.names).to_arrow(), counts
+    shared = (pairs["picture"] != pairs["key"]).any()
+    return pairs.select(PAIRS.names + ["picture"] * shared).to_arrow(), counts

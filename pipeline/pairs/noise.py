@@ -13,22 +13,27 @@ import pyarrow as pa
 from scipy.optimize import brentq
 from sklearn.mixture import GaussianMixture
 
-from pipeline.artifacts import read_table
+from pipeline.artifacts import shard_paths
 from pipeline.engine import mapped
 from pipeline.errors import InputError
 from pipeline.neighbours import search_index
 from pipeline.pairs.params import Filter
-from pipeline.pairs.reading import read_features
-from pipeline.pairs.schemas import KEPT, PAIRS
+from pipeline.pairs.reading import left_out, read_features, read_pairs
+from pipeline.pairs.schemas import KEPT
 
 # in one piece of work, whatever the engine: the last bits of a product depend on it
 QUERY_ROWS = 16_384
+FEWEST = 4  # scores that say something about their distribution
+COPY_ROWS = 256  # of which all copies are in memory at once
+# Reasons of pairs that the score let pass, and that of those that it did not.
+SCORED = ("", "mismatch", "same file", "near duplicate")
 
 
 def _searcher(image: np.ndarray, text: np.ndarray, count: int) -> Callable[[int], pa.Table]:
     def search(first: int) -> pa.Table:
-        side, start = divmod(first, len(image))
-        queries, base = ((image, text), (text, image))[side]
+        of_text = first >= len(image)
+        queries, base = (text, image) if of_text else (image, text)
+        start = first - len(image) * of_text
         nearest, _ = faiss.knn(
             queries[start : start + QUERY_ROWS],
             base,
@@ -40,29 +45,43 @@ def _searcher(image: np.ndarray, text: np.ndarray, count: int) -> Callable[[int]
     return search
 
 
-def neighbourhoods(image: np.ndarray, text: np.ndarray, count: int) -> np.ndarray:
-    """(2, n) mean similarity of every picture with the `count` captions nearest to it, and of
+def neighbourhoods(
+    image: np.ndarray, text: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) mean similarity of every picture with the `count` captions nearest to it, and (n,) of
     every caption with its pictures.
     """
-    firsts = [
-        side * len(image) + start for side in (0, 1) for start in range(0, len(image), QUERY_ROWS)
-    ]
+    starts = [range(0, len(rows), QUERY_ROWS) for rows in (image, text)]
+    firsts = [*starts[0], *(len(image) + start for start in starts[1])]
     found = dict(mapped(partial(_searcher, image, text, count), firsts))
-    return np.concatenate([found[first]["mean"].to_numpy() for first in firsts]).reshape(2, -1)
+    means = np.concatenate([found[first]["mean"].to_numpy() for first in firsts])
+    return means[: len(image)], means[len(image) :]
 
 
-def match_scores(image: np.ndarray, text: np.ndarray, score: str, neighbours: int) -> np.ndarray:
+def match_scores(
+    image: np.ndarray,
+    text: np.ndarray,
+    score: str,
+    neighbours: int,
+    picture: np.ndarray | None = None,
+) -> np.ndarray:
     """(n,) how well each picture and its own caption match.
 
     `cosine` is their similarity. `csls` takes off how similar the picture is to the captions
     nearest to it and the caption to the pictures nearest to it (cross-domain similarity local
     scaling): a right pair is near the best that either can have, whatever the general level.
+
+    Args:
+        image, text: (n, e) features. picture: (n,) the same value for pairs of one picture, which
+            is one neighbour, not several; None: every pair has its own.
     """
     own = np.einsum("nd,nd->n", image, text)
     if score == "cosine":
         return own
-    of_image, of_text = neighbourhoods(image, text, neighbours)
-    return 2 * own - of_image - of_text
+    picture = np.arange(len(image)) if picture is None else picture
+    _, first, which = np.unique(picture, return_index=True, return_inverse=True)
+    of_image, of_text = neighbourhoods(image[first], text, neighbours)
+    return 2 * own - of_image[which] - of_text
 
 
 def mixture_crossing(scores: np.ndarray, mismatch: float) -> float:
@@ -92,7 +111,12 @@ def mixture_crossing(scores: np.ndarray, mismatch: float) -> float:
 
 
 def least_score(scores: np.ndarray, settings: Filter) -> float:
-    """The score below which a pair is a mismatch."""
+    """The score below which a pair is a mismatch. Raises InputError if too few scores tell."""
+    if settings.select != "threshold" and len(scores) < FEWEST:
+        raise InputError(
+            f"'filter.select: {settings.select}' judges by how scores are distributed, but there "
+            f"are only {len(scores)}; select by 'threshold', or use more pairs"
+        )
     if settings.select == "mixture":
         return mixture_crossing(scores, settings.threshold)
     return (
@@ -103,23 +127,51 @@ def least_score(scores: np.ndarray, settings: Filter) -> float:
 
 
 def near_duplicates(image: np.ndarray, settings: Filter) -> np.ndarray:
-    """(n,) True where an earlier row shows (almost) the same picture; the first of each group
-    stays.
+    """(n,) True where an earlier row that stays shows (almost) the same picture; the first of each
+    group stays.
 
     Beyond `exact_up_to` rows, only as many cells are searched as hold `recall` of a picture's
-    nearest ones.
+    nearest ones. Rows are searched in blocks, and copies that are known by then not at all, so that
+    a picture that is there thousands of times is compared with all of them once.
     """
     repeated = np.zeros(len(image), bool)
-    if settings.duplicate_similarity > 1:
+    if settings.duplicate_similarity > 1 or not len(image):
         return repeated
     index, _ = search_index(
         image, settings.neighbours, settings.exact_up_to, settings.recall, seed=0
     )
-    limits, _, found = index.range_search(image, settings.duplicate_similarity)
-    for row in range(len(image)):
-        near = found[limits[row] : limits[row + 1]]
-        repeated[row] = bool((~repeated[near[near < row]]).any())
+    for start in range(0, len(image), COPY_ROWS):
+        rows = start + np.flatnonzero(~repeated[start : start + COPY_ROWS])
+        limits, _, found = index.range_search(image[rows], settings.duplicate_similarity)
+        for place, row in enumerate(rows):
+            if not repeated[row]:
+                near = found[limits[place] : limits[place + 1]]
+                repeated[near[near > row]] = True
     return repeated
+
+
+def copies(passing: pl.DataFrame, image: np.ndarray, settings: Filter) -> pl.DataFrame:
+    """`passing` with `same_file` and `near_copy`: whether a row's picture is the same file as one
+    with a better caption, or else (almost) looks like one.
+
+    Of copies, the picture stays whose best caption has the highest score, with all its captions:
+    these are no copies of one another.
+
+    Args:
+        passing: key, picture, sha256, score, and `row`, the place of its features in `image`.
+    """
+    pictures = passing.sort("score", "key", descending=[True, False]).unique(
+        "picture", keep="first", maintain_order=True
+    )
+    pictures = pictures.with_columns(same_file=pl.col("sha256").is_first_distinct().not_())
+    files = pictures.filter(~pl.col("same_file"))
+    near = near_duplicates(image[files["row"].to_numpy()], settings)
+    found = pictures.select("picture", "same_file").join(
+        files.select("picture", near_copy=pl.Series(near, dtype=pl.Boolean)),
+        on="picture",
+        how="left",
+    )
+    return passing.join(found.with_columns(pl.col("near_copy").fill_null(False)), on="picture")
 
 
 def filter_pairs(
@@ -127,52 +179,74 @@ def filter_pairs(
 ) -> tuple[pa.Table, dict[str, float]]:
     """Scores every fetched pair and gives the reason of every rejection.
 
-    A pair is judged by the first rule that it fails: caption, picture, duplicate, mismatch.
+    A pair is judged by the first rule that it fails: features, caption, picture, mismatch, copy. So
+    no pair is lost to a copy that is lost itself.
 
     Returns:
         The table of `KEPT` in key order, and the counts per reason.
     """
     keys, image, text = read_features(features)
-    table = (
-        pl.from_arrow(read_table(pairs, PAIRS)).filter(pl.col("status") == "success").sort("key")
-    )
-    if table["key"].to_list() != keys:
+    table = read_pairs(pairs).filter(pl.col("status") == "success").sort("key")
+    whole = table.filter(pl.col("key").is_in(keys))
+    unusable = set().union(*(k for p in shard_paths(features) for k in left_out(p).values()))
+    lacking = set(table["key"]) - set(keys)
+    if whole["key"].to_list() != keys or lacking != unusable:
         raise InputError(
             f"{features}: its keys are not those of the fetched pairs in {pairs}; run `dvc repro` "
             "so that both come from one run"
         )
-    scores = match_scores(image, text, settings.score, settings.neighbours)
-    floor = least_score(scores, settings)
-    sides = pl.min_horizontal("width", "height")
-    judged = (
-        table.with_columns(
-            score=pl.Series(scores, dtype=pl.Float32),
-            same_file=pl.col("sha256").is_first_distinct().not_(),
-            near_copy=pl.Series(near_duplicates(image, settings)),
-            words=pl.col("caption").str.split(" ").list.len(),
+    if not keys:
+        raise InputError(
+            f"{features}: no pair has a feature that is finite and not zero; is it the right "
+            "backbone?"
         )
+    picture = whole["picture"].rank("dense").to_numpy()
+    scores = match_scores(image, text, settings.score, settings.neighbours, picture)
+    floor = least_score(scores, settings)
+    place = pl.DataFrame({"key": keys, "score": scores, "row": np.arange(len(keys))})
+    scored = table.join(
+        place.cast({"score": pl.Float32}), on="key", how="left", maintain_order="left"
+    )
+    judged = _judged(scored, floor, settings)
+    passing = judged.filter(pl.col("reason") == "")
+    found = copies(passing, image, settings).select("key", "same_file", "near_copy")
+    judged = (
+        judged.join(found, on="key", how="left", maintain_order="left")
         .with_columns(
-            reason=pl.when(
-                (pl.col("words") < settings.min_words)
-                | (pl.col("caption").str.len_chars() < settings.min_characters)
-            )
-            .then(pl.lit("short caption"))
-            .when(pl.col("caption").str.len_chars() > settings.max_characters)
-            .then(pl.lit("long caption"))
-            .when(sides < settings.min_side)
-            .then(pl.lit("small picture"))
-            .when(pl.max_horizontal("width", "height") > settings.max_aspect * sides)
-            .then(pl.lit("long picture"))
-            .when("same_file")
+            reason=pl.when("same_file")
             .then(pl.lit("same file"))
             .when("near_copy")
             .then(pl.lit("near duplicate"))
-            .when(pl.col("score") < floor)
-            .then(pl.lit("mismatch"))
-            .otherwise(pl.lit(""))
+            .otherwise("reason"),
         )
         .with_columns(kept=pl.col("reason") == "")
     )
+    return judged.select(KEPT.names).to_arrow(), _counts(judged, floor, pairs)
+
+
+def _judged(table: pl.DataFrame, floor: float, settings: Filter) -> pl.DataFrame:
+    """The table with the `reason` for which a pair is dropped, whatever the others are; "" for
+    none.
+    """
+    sides, longer = pl.min_horizontal("width", "height"), pl.max_horizontal("width", "height")
+    length = pl.col("caption").str.len_chars()
+    words = pl.col("caption").str.split(" ").list.len()
+    rules = {
+        "unusable features": pl.col("score").is_null(),
+        "short caption": (words < settings.min_words) | (length < settings.min_characters),
+        "long caption": length > settings.max_characters,
+        "small picture": sides < settings.min_side,
+        "long picture": longer > settings.max_aspect * sides,
+        "mismatch": pl.col("score") < floor,
+    }
+    reason = pl.lit("")
+    for name, broken in reversed(rules.items()):
+        reason = pl.when(broken).then(pl.lit(name)).otherwise(reason)
+    return table.with_columns(reason=reason)
+
+
+def _counts(judged: pl.DataFrame, floor: float, pairs: Path) -> dict[str, float]:
+    """Raises InputError saying which rules dropped them if no pair is kept."""
     counts = {
         "pairs": len(judged),
         "kept": int(judged["kept"].sum()),
@@ -181,9 +255,15 @@ def filter_pairs(
     reasons = judged.filter(~pl.col("kept")).group_by("reason").len().sort("reason")
     counts |= {reason.replace(" ", "_"): n for reason, n in reasons.iter_rows()}
     if not counts["kept"]:
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.iter_rows())
+        remedy = "mend the captions or change the rules under 'filter'"
+        if "mismatch" in counts:
+            scores = judged.filter(pl.col("reason") == "mismatch")["score"]
+            remedy = (
+                f"lower 'filter.threshold' (the least score is {floor:.3f}; those of mismatches "
+                f"reach from {scores.min():.3f} to {scores.max():.3f})"
+            )
         raise InputError(
-            f"{pairs}: the noise filter left none of {len(judged)} pairs; lower "
-            f"'filter.threshold' (scores here reach from {scores.min():.3f} to "
-            f"{scores.max():.3f})"
+            f"{pairs}: the noise filter left none of {len(judged)} pairs ({why}); {remedy}"
         )
-    return judged.select(KEPT.names).to_arrow(), counts
+    return counts

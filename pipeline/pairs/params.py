@@ -19,11 +19,14 @@ class Download(Section):
     shard_rows: Annotated[int, Field(ge=2)]  # links per shard
     timeout: Annotated[Count, SAME_BYTES]  # seconds per request
     retries: Annotated[int, Field(ge=0), SAME_BYTES]
+    # seconds for a picture, redirects and retries included: a server may send a byte at a time
+    deadline: Annotated[Count, SAME_BYTES] = 120
+    # of a file as it is sent
+    max_megabytes: Annotated[float, Field(gt=0, allow_inf_nan=False), SAME_BYTES] = 20
     # ask hosts on loopback and private networks too; no, where strangers wrote the links
     private_addresses: bool
-    min_success: Annotated[
-        Share, SAME_BYTES
-    ]  # below this share of fetched pictures the stage fails
+    # below this share of fetched pictures the stage fails
+    min_success: Annotated[Share, SAME_BYTES]
 
 
 class Filter(Section):

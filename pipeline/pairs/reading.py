@@ -13,13 +13,15 @@ import pyarrow as pa
 from pipeline.artifacts import (
     check_usable,
     from_vectors,
+    open_table,
     read_table,
     remedy,
     shard_paths,
     vector_dim,
+    write_table,
 )
 from pipeline.errors import InputError
-from pipeline.pairs.schemas import features_schema
+from pipeline.pairs.schemas import PAIRS, PICTURE, features_schema
 from pipeline.pairs.tars import read_at, tar_files
 
 
@@ -28,6 +30,23 @@ def read_pictures(shard: Path) -> Iterator[tuple[str, bytes]]:
     for member, content in tar_files(shard):
         if member.name.endswith(".jpg"):
             yield member.name.removesuffix(".jpg"), content.read()
+
+
+def read_pairs(path: Path, columns: Sequence[str] = PAIRS.names) -> pl.DataFrame:
+    """`columns` of the table of `PAIRS`, the key among them, and `picture`, the key that a row's
+    picture has in its shard: where no picture is shared (the file then has no such column), the
+    row's own.
+    """
+    shared = PICTURE.name in open_table(path, PAIRS).schema_arrow.names
+    schema = PAIRS.append(PICTURE) if shared else PAIRS
+    table = pl.from_arrow(read_table(path, schema, [*columns, *[PICTURE.name] * shared]))
+    return table if shared else table.with_columns(picture="key")
+
+
+def write_pairs(pairs: pa.Table, path: Path) -> None:
+    """Writes what `read_pairs` reads."""
+    shared = PICTURE.name in pairs.column_names
+    write_table(pairs, path, PAIRS.append(PICTURE) if shared else PAIRS)
 
 
 @dataclass(frozen=True)
@@ -94,24 +113,30 @@ def locate_pictures(
 
 
 def read_features(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Keys, (n, e) image and (n, e) text features of all shards, in key order; rows of NaN where
-    the backbone gave none.
+    """Keys, (n, e) image and (n, e) text features of all shards, in key order.
 
-    Raises InputError naming the key of a vector that is there and is zero or not finite.
+    Raises InputError naming the key of a vector that is zero or not finite.
     """
     paths = shard_paths(folder)
     dim = vector_dim(paths[0], "image")
     table = pa.concat_tables([read_table(p, features_schema(dim)) for p in paths]).sort_by("key")
     keys = table["key"].to_pylist()
-    image, text = (_checked(table[column], keys, folder) for column in ("image", "text"))
+    image, text = (from_vectors(table[column]) for column in ("image", "text"))
+    check_usable(image, keys, folder)
+    check_usable(text, keys, folder)
     return keys, image, text
 
 
-def _checked(column: pa.ChunkedArray, keys: list[str], folder: Path) -> np.ndarray:
-    vectors = from_vectors(column)
-    there = np.flatnonzero(np.asarray(column.is_valid()))
-    check_usable(vectors[there], [keys[row] for row in there], folder)
-    return vectors
+def left_out(shard: Path) -> dict[str, list[str]]:
+    """Keys of the pairs that a shard of features lacks, as the backbone gave no direction for
+    their "image" or "text".
+    """
+    noted = open_table(shard, pa.schema([])).schema_arrow.metadata or {}
+    return {
+        column: noted[name].decode().split()
+        for column in ("image", "text")
+        if (name := f"unusable_{column}".encode()) in noted
+    }
 
 
 def read_image_features(folder: Path, keys: pl.Series) -> np.ndarray:

@@ -11,6 +11,7 @@ CAPTIONS = pa.schema([("key", pa.string()), ("caption", pa.string()), ("url", pa
 # Beside every shard of pictures: what became of each of its links.
 FETCHED = pa.schema([("key", pa.string()), ("status", pa.string()), ("error", pa.string())])
 
+# A picture that several captions share has the shard, size and SHA-256 of each of their rows.
 # status: success, or where it failed: failed_to_download, failed_to_resize (not a picture), broken
 # (cut off).
 PAIRS = pa.schema(
@@ -26,6 +27,10 @@ PAIRS = pa.schema(
         ("sha256", pa.string()),
     ]
 )
+
+# Where captions share pictures, `pairs.parquet` has this column too: the key under which a row's
+# picture lies in the shard, the same for all its captions (`reading.read_pairs`).
+PICTURE = pa.field("picture", pa.string())
 
 KEPT = pa.schema(
     [

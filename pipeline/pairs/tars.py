@@ -32,7 +32,8 @@ def _not_complete(path: Path, why: object) -> InputError:
 
 def tar_files(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
     """(member, its content to be read) of every file in an uncompressed archive, in the archive's
-    order.
+    order. A hard link to an earlier file has that one's place and content; its `linkname` says
+    whose.
 
     Raises InputError naming the archive if it ends within a file or before the block of zeros that
     closes it. tarfile itself takes an end between two blocks, and damage behind the first file, for
@@ -41,10 +42,15 @@ def tar_files(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
     try:
         with tarfile.open(path, "r:") as tar:
             size = os.stat(path).st_size
+            places: dict[str, tuple[int, int]] = {}
             for member in tar:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"it ends within {member.name}")
+                if member.islnk() and member.linkname in places:
+                    member.type = tarfile.REGTYPE
+                    member.offset_data, member.size = places[member.linkname]
                 if member.isfile() and (content := tar.extractfile(member)):
+                    places[member.name] = member.offset_data, member.size
                     yield member, content
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

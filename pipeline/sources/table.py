@@ -7,9 +7,10 @@ import csv
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,9 @@ from ftfy import TextFixerConfig, fix_text
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import CAPTIONS
 from pipeline.pairs.tars import tar_files
+from pipeline.pictures import PICTURE, left_out
 from pipeline.sources.params import Source
+from pipeline.stage import warn
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -26,9 +29,14 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # The rest of what ftfy does (straight quotes, ligatures, narrow letters) changes how a caption is
 # set, not what it says.
 MENDED = TextFixerConfig(
-    uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False, explain=False
+    unescape_html=True,  # where tags stand in a caption, too
+    uncurl_quotes=False,
+    fix_latin_ligatures=False,
+    fix_character_width=False,
+    explain=False,
 )
-PICTURES = ("jpg", "jpeg", "png", "webp")
+BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters and symbols that show nothing
+SPANNED = 10  # lines of one CSV row from which a stray quote is likelier than a long caption
 
 
 def _text(content: bytes, counts: Counter) -> str | None:
@@ -48,14 +56,19 @@ def _text(content: bytes, counts: Counter) -> str | None:
 
 def _mended(caption: str, counts: Counter) -> str:
     """The caption in one line, without double encoding ("cafÃ©") and HTML's signs ("&amp;"), as
-    CLIP's tokenizer would take it.
+    CLIP's tokenizer would take it; empty if nothing of it can be seen.
     """
     caption = " ".join(caption.split())
     if caption.isascii() and caption.isprintable() and "&" not in caption:
         return caption  # next to all are: nothing to look for
     mended = " ".join(fix_text(caption, MENDED).split())
     counts["mended"] += mended != caption
-    return mended
+    return mended if any(_is_seen(letter) for letter in mended) else ""
+
+
+def _is_seen(letter: str) -> bool:
+    """Letters, digits, punctuation and symbols; no spaces, joiners and marks by themselves."""
+    return unicodedata.category(letter)[0] in "LNPS" and letter not in BLANK
 
 
 def _lines(path: Path, counts: Counter) -> Iterator[str | None]:
@@ -79,7 +92,15 @@ def _split(path: Path, counts: Counter) -> Iterator[tuple[int, list[str] | None]
             reader = csv.reader(
                 ("\0" if line is None else line for line in _lines(path, counts)), strict=True
             )
+            before = 0
             for row in reader:
+                if reader.line_num - before > SPANNED:
+                    counts["long_rows"] += 1
+                    warn(
+                        f"{path}: lines {before + 1} to {reader.line_num} are one row, held "
+                        "together by quotes; if one is stray, double it or save the table as .tsv"
+                    )
+                before = reader.line_num
                 yield reader.line_num, None if any("\0" in field for field in row) else row
         else:
             # A TSV has no quoting: a `"` is a character like any other, as in Conceptual Captions.
@@ -133,6 +154,44 @@ def _text_rows(path: Path, columns: list[str] | None, counts: Counter) -> tuple[
     return columns, checked()
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _readable(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of bytes, numbers or lists of bytes: Arrow does not look whether text is UTF-8.
+
+    Raises InputError naming the column's type if its values are no text.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+    if _is_text(column.type):
+        return column.cast(pa.large_binary())
+    if name == "caption" and _is_list(kind) and _is_text(kind.value_type):
+        return column.cast(pa.large_list(pa.large_binary()))
+    if name == "key" and pa.types.is_integer(kind):
+        return column
+    wanted = {"caption": "text, or lists of text", "url": "text", "key": "text or whole numbers"}
+    raise InputError(
+        f"{path}: column '{name}' is of type {kind}, but must hold {wanted[name]}; convert it, or "
+        "leave it out and name another one so"
+    )
+
+
 def _parquet_rows(path: Path, counts: Counter) -> tuple[list[str], Rows]:
     try:
         file = pq.ParquetFile(path)
@@ -143,66 +202,80 @@ def _parquet_rows(path: Path, counts: Counter) -> tuple[list[str], Rows]:
         raise InputError(
             f"{path}: not a complete Parquet file ({str(error).splitlines()[0]}); obtain it again"
         ) from None
-    is_text = [pa.types.is_string(t) or pa.types.is_large_string(t) for t in table.schema.types]
-    # Arrow does not look whether it is UTF-8
-    columns = [
-        c.cast(pa.large_binary()) if text else c
-        for c, text in zip(table.columns, is_text, strict=True)
-    ]
+    columns = [_readable(path, name, table[name]) for name in used]
 
     def checked() -> Rows:
         for number, row in enumerate(zip(*(c.to_pylist() for c in columns), strict=True), 1):
-            texts = [
-                _text(v, counts) if isinstance(v, bytes) else "" if v is None else str(v)
-                for v in row
-            ]
-            fields = [text for text in texts if text is not None]
-            yield (
-                (number, fields, "")
-                if len(fields) == len(texts)
-                else (number, None, "is neither UTF-8 nor Windows-1252 text")
-            )
+            for values in _one_caption_each(dict(zip(used, row, strict=True))):
+                texts = [
+                    _text(v, counts) if isinstance(v, bytes) else "" if v is None else str(v)
+                    for v in values.values()
+                ]
+                fields = [text for text in texts if text is not None]
+                yield (
+                    (number, fields, "")
+                    if len(fields) == len(texts)
+                    else (number, None, "is neither UTF-8 nor Windows-1252 text")
+                )
 
     return used if {"caption", "url"} <= set(used) else file.schema_arrow.names, checked()
 
 
+def _one_caption_each(row: dict) -> Iterator[dict]:
+    """A row with a list of captions as one for each, with keys that tell them apart."""
+    if not isinstance(row.get("caption"), list):
+        yield row
+        return
+    for number, caption in enumerate(row["caption"] or [None], 1):
+        key = row.get("key")
+        own = {} if key is None else {"key": _numbered(key, number)}
+        yield row | {"caption": caption} | own
+
+
+def _numbered(key: bytes | int, number: int) -> bytes:
+    return (key if isinstance(key, bytes) else str(key).encode()) + f"-{number}".encode()
+
+
 def _tar_rows(folder: Path, pattern: str, counts: Counter) -> tuple[list[str], Rows]:
-    """A row for each picture in the tars: its caption is the .txt of the same name, or `caption`
-    in its .json; its URL is TAR/PICTURE.
+    """A row for each caption of each picture in the tars: that is the .txt of the same name, or
+    `caption` in its .json, which may be a list; its URL is TAR/PICTURE.
     """
     paths = sorted(folder.glob(pattern))
 
     def checked() -> Rows:
         number = 0
         for path in paths:
-            pictures, captions = {}, {}
+            pictures: dict[str, list[str]] = {}
+            captions: dict[str, list[str | None]] = {}
             for member, content in tar_files(path):
                 stem, _, kind = member.name.rpartition(".")
-                if kind.lower() in PICTURES:
-                    pictures[stem] = member.name
+                if left_out(PurePosixPath(member.name).name):
+                    continue
+                if PICTURE.search(member.name):
+                    pictures.setdefault(stem, []).append(member.name)
                 elif kind == "txt":
-                    captions[stem] = _text(content.read(), counts)
+                    captions[stem] = [_text(content.read(), counts)]
                 elif kind == "json" and stem not in captions:
-                    captions[stem] = _caption_of(content.read(), counts)
-            for stem, name in pictures.items():
-                number += 1
-                url = f"{path.relative_to(folder)}/{name}"
-                yield (
-                    number,
-                    [captions.get(stem) or "", url],
-                    "" if captions.get(stem) else f"({url}) has no caption",
-                )
+                    captions[stem] = _captions_of(content.read(), counts)
+            for stem, names in pictures.items():
+                for name in names:
+                    url = f"{path.relative_to(folder)}/{name}"
+                    for caption in captions.get(stem) or [None]:
+                        number += 1
+                        wrong = "" if caption else f"({url}) has no caption"
+                        yield number, [caption or "", url], wrong
 
     return ["caption", "url"], checked()
 
 
-def _caption_of(content: bytes, counts: Counter) -> str | None:
+def _captions_of(content: bytes, counts: Counter) -> list[str | None]:
     try:
         found = json.loads(_text(content, counts) or "null")
     except json.JSONDecodeError:
-        return None
+        return []
     caption = found.get("caption") if isinstance(found, dict) else None
-    return caption if isinstance(caption, str) else None
+    captions = caption if isinstance(caption, list) else [caption]
+    return [c if isinstance(c, str) else None for c in captions]
 
 
 def _rows(source: Source, counts: Counter) -> tuple[list[str], Rows]:
@@ -236,7 +309,8 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
     """The table as key, caption, url, sorted by key, and what was counted on the way. Captions are
     mended (`_mended`).
 
-    A `key` column of the table's own is used as it is; otherwise keys are made from URL and
+    A list of captions makes a row for each; a key that the table gives then gets `-1`, `-2` … A
+    `key` column of the table's own is else used as it is; without one, keys are made from URL and
     caption, and a row that repeats an earlier one in both is dropped and counted.
 
     Raises InputError for a missing file or column, for unusable rows (unless `source.bad_rows` is

@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 from sklearn.metrics import normalized_mutual_info_score
 
+from pipeline.pairs.noise import SCORED
+
 
 def filter_quality(kept: pl.DataFrame, truth: pl.DataFrame) -> dict[str, float]:
     """Precision and recall of the reason "mismatch" among the pairs that this rule was applied to.
@@ -16,7 +18,7 @@ def filter_quality(kept: pl.DataFrame, truth: pl.DataFrame) -> dict[str, float]:
     Args:
         kept: key, reason; truth: key, mismatched. Pairs dropped by an earlier rule are not counted.
     """
-    judged = kept.filter(pl.col("reason").is_in(["", "mismatch"])).join(truth, on="key")
+    judged = kept.filter(pl.col("reason").is_in(SCORED)).join(truth, on="key")
     flagged, wrong = (judged["reason"] == "mismatch").to_numpy(), judged["mismatched"].to_numpy()
     hits = int((flagged & wrong).sum())
     return {
