@@ -61,7 +61,7 @@ mlflow: $(READY)  ## MLflow's page of all runs that this checkout has seen
 
 team: $(READY)  ## once per clone: git merges dvc.lock by stage
 	@git config merge.dvc-lock.name "stages of dvc.lock"
-	@git config merge.dvc-lock.driver "python -m pipeline.merge_lock %O %A %B"
+	@git config merge.dvc-lock.driver "'$$(python -c 'import sys; print(sys.executable)')' -m pipeline.merge_lock %O %A %B || git merge-file %A %O %B"
 
 share: $(READY)  ## to the team's remotes: results, the run cache, experiments with theirs
 	@dvc push --run-cache

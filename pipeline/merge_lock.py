@@ -1,8 +1,10 @@
 """Git's merge of `dvc.lock`, stage by stage: two branches that ran different stages need no hand
 work.
 
-    git config merge.dvc-lock.driver "python -m pipeline.merge_lock %O %A %B"      # `make team`
-    does it
+    git config merge.dvc-lock.driver "/path/to/python -m pipeline.merge_lock %O %A %B"
+
+`make team` does it, with the environment's own interpreter; where that cannot run, git merges the
+text and marks its conflicts.
 
 A stage that both sides ran with different outcome keeps ours: neither is the outcome of the merged
 inputs, so `dvc repro` finds it stale and runs it.

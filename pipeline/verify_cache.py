@@ -14,37 +14,52 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.params import read_yaml
 
 
+def _is_whole(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "md5").hexdigest()
+    except OSError:  # the disk does not give it back
+        return False
+    return digest == path.parent.name + path.name.removesuffix(".dir")
+
+
 def damaged(store: Path) -> Iterator[Path]:
-    """The files of a DVC store of MD5 names whose content has another hash."""
+    """The files of a DVC store of MD5 names whose content has another hash, or cannot be read."""
     for path in sorted(store.glob("[0-9a-f][0-9a-f]/*")):
-        if path.is_file() and not path.name.endswith(".tmp"):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "md5").hexdigest()
-            if digest != path.parent.name + path.name.removesuffix(".dir"):
-                yield path
+        if path.is_file() and not path.name.endswith(".tmp") and not _is_whole(path):
+            yield path
 
 
 def names_of(store: Path, lock: Path) -> dict[str, str]:
-    """Hash → path of the outputs in dvc.lock, and of the files in those that are folders."""
-    names = {}
-    for stage in read_yaml(lock).get("stages", {}).values():
-        for out in stage.get("outs", []):
-            names[out["md5"]] = out["path"]
-            listing = store / out["md5"][:2] / out["md5"][2:]
-            if out["md5"].endswith(".dir") and listing.is_file():
-                with suppress(json.JSONDecodeError):  # a damaged listing is named as such
-                    names |= {
-                        entry["md5"]: f"{out['path']}/{entry['relpath']}"
-                        for entry in json.loads(listing.read_text())
-                    }
+    """Hash → path of the outputs in dvc.lock, and of the files in those that are folders.
+
+    Listings that are damaged name nothing.
+    """
+    names: dict[str, str] = {}
+    outs = (o for s in read_yaml(lock).get("stages", {}).values() for o in s.get("outs", []))
+    for digest, path in ((out["md5"], out["path"]) for out in outs if "md5" in out):
+        names[digest] = path
+        listing = store / digest[:2] / digest[2:]
+        if digest.endswith(".dir") and listing.is_file() and _is_whole(listing):
+            entries = json.loads(listing.read_bytes())
+            names |= {entry["md5"]: f"{path}/{entry['relpath']}" for entry in entries}
     return names
+
+
+def _remove(path: Path) -> str:
+    """Removes a file of the cache; says what became of it."""
+    try:
+        path.chmod(0o644)
+        path.unlink()
+    except OSError as error:  # of another user, on a disk that can only be read
+        return f"cannot be removed ({error.strerror})"
+    return "removed"
 
 
 def main() -> None:
@@ -55,17 +70,16 @@ def main() -> None:
     try:
         names = names_of(store, Path("dvc.lock"))
     except InputError as error:
-        sys.exit(f"verify_cache: error: {error}")
+        print(f"verify_cache: files cannot be named: {error}", file=sys.stderr)
+        names = {}
     found = list(damaged(store))
     for path in found:
         digest = path.parent.name + path.name
         print(
             f"verify_cache: {names.get(digest, 'of another state')} is damaged in the cache "
-            f"({digest}); removed",
+            f"({digest}); {_remove(path)}",
             file=sys.stderr,
         )
-        path.chmod(0o644)
-        path.unlink()
     if found:
         sys.exit("verify_cache: `dvc pull --force` or `dvc repro` restores them")
     print(
