@@ -251,8 +251,8 @@ def shard_paths(folder: Path | str, suffix: str = ".parquet") -> list[Path]:
             "makes them"
         )
     paths = [found[number] for number in sorted(found)]
-    told = [_part_of(path) for path in paths] if suffix == ".parquet" else [None]
-    if None in told:
+    told = [part for path in paths if (part := _part_of(path))] if suffix == ".parquet" else []
+    if len(told) < len(paths):
         between = range(min(found), max(found))
         check_parts(folder, [f"{n:05d}{suffix}" for n in between if n not in found])
         return paths
@@ -275,7 +275,10 @@ def shard_paths(folder: Path | str, suffix: str = ".parquet") -> list[Path]:
 def _part_of(path: Path) -> tuple[int, int] | None:
     """Which of how many parts a file is, if it says so."""
     told = (open_table(path, pa.schema([])).schema_arrow.metadata or {}).get(PART)
-    return tuple(map(int, told.split(b"/"))) if told else None
+    if not told:
+        return None
+    number, parts = told.split(b"/")
+    return int(number), int(parts)
 
 
 def read_shards(

@@ -22,7 +22,7 @@ READS = {"methods": ("methods", Methods), "study": ("study.methods", Tuned)}
 
 def kinds_of(method: Method) -> dict[str, str]:
     """Which entries of `pipeline.code.TABLES` a method's stages run."""
-    regulated = getattr(method, "algorithm", None) == "gram" and method.regulator == "affine"
+    regulated = getattr(method, "algorithm", None) == "gram" and method.regulator == "affine"  # type: ignore[attr-defined]
     return {"prompt": method.prompt, "regulator": "affine" if regulated else "plain"}
 
 

@@ -88,7 +88,7 @@ def main():
         pa.table([rows["key"].to_arrow(), topic], names=CLUSTERS.names), args.clusters, CLUSTERS
     )
     write_table(pa.Table.from_pylist(described, schema=LABELS), args.out, LABELS)
-    counts = {
+    counts: dict[str, float] = {
         "found": len(found),
         "named": sum(name is not None for name in names),
         "unnamed": sum(name is None for name in names),

@@ -592,12 +592,6 @@ def test_a_damaged_artifact_stops_the_next_stage_with_one_message(demo, tmp_path
     )
 
 
-def test_every_stage_explains_itself(demo):
-    for script in sorted((demo[0] / "stages").glob("[a-z]*.py")):
-        help_ = run(sys.executable, script, "--help", cwd="/").stdout
-        assert f"python stages/{script.name}" in help_ and "--params" in help_, script
-
-
 @pytest.mark.slow
 def test_two_clones_end_with_the_same_lock(demo, tmp_path):
     other = clone(tmp_path / "clone")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 from ruamel.yaml import YAML
 
 from pipeline.code import WATCHING, closure, digests, is_of_a_method
@@ -256,3 +256,27 @@ def test_rooms_point_one_way():
                 other = module.split(".")[1]
                 if other != room:
                     assert order.index(other) < order.index(room), f"{path}: {module}"
+
+
+# One process for all: each would import PyTorch again.
+EXPLAIN = """
+import contextlib, io, json, runpy, sys
+told = {}
+for script in sys.argv[1:]:
+    sys.argv, sys.path[0] = [script, "--help"], script.rpartition("/")[0]
+    sys.modules.pop("_repository", None)
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    told[script] = [said.getvalue(), sys.path[0]]
+print(json.dumps(told))
+"""
+
+
+def test_every_stage_explains_itself_wherever_it_is_started():
+    scripts = sorted(map(str, (ROOT / "stages").glob("[a-z]*.py")))
+    done = run(sys.executable, "-c", EXPLAIN, *scripts, cwd="/")
+    told = json.loads(done.stdout)
+    assert len(told) == len(scripts) > 20
+    for script, (help_, imports_from) in told.items():
+        assert f"python stages/{Path(script).name}" in help_ and "--params" in help_, script
+        assert imports_from == str(ROOT), script  # of this checkout, not of an installed one

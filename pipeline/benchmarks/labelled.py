@@ -124,7 +124,11 @@ def read_labelled(
 
     Raises InputError for another layout, or for no pictures.
     """
-    rows = by_list(pictures, list_file, names_file) if list_file else by_folder(pictures)
+    rows = (
+        by_list(pictures, list_file, names_file)
+        if list_file and names_file
+        else by_folder(pictures)
+    )
     if not rows:
         raise InputError(f"{pictures.path / (list_file or '')}: holds no pictures")
     keys, classes, domains = zip(*rows, strict=True)

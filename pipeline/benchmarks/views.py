@@ -87,6 +87,9 @@ class AugmentedViews:
             raise IndexError(epoch)
         return EpochViews(self, epoch)
 
+    def __iter__(self) -> Iterator[EpochViews]:
+        return (self[epoch] for epoch in range(self.epochs))
+
     def view(self, epoch: int, position: int) -> torch.Tensor:
         """(3, h, w) normalised pixels."""
         with torch.random.fork_rng(devices=[]):

@@ -54,7 +54,7 @@ class TextTower:
     device: torch.device
     padded = False  # every text is padded to `room`, and the padding takes part
 
-    def __init__(self, module, tokenize: Callable[[Sequence[str]], Tensor]) -> None:
+    def __init__(self, module, tokenize: Callable[..., Tensor]) -> None:
         self.module, self.tokenize = module, tokenize
         empty, letter = tokenize(["", "a"])
         self.starts = int((empty == letter).int().cumprod(0).sum())

@@ -195,7 +195,7 @@ def describe_topics(
     counts, totals = sparse.csr_matrix(member @ counted.by_caption), member @ counted.lengths
     scores = cluster_tfidf(counts, totals) if settings.formula == "eq3" else bertopic_tfidf(counts)
     ranked = _positive(scores, words)
-    names = list(given) if given else [None] * clusters
+    names: list[str | None] = list(given) if given else [None] * clusters
     if not given:
         for row, name in _names(ranked, words).items():
             names[row] = name
