@@ -85,11 +85,11 @@ $(READY): pyproject.toml constraints.txt
 	echo "environment: $$("$$found" -V), $$(command -v "$$found")"; \
 	test "$$($(VENV)/bin/python -V 2>/dev/null)" = "$$("$$found" -V)" || "$$found" -m venv --clear $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch torchvision)
-	$(PIP) -e ".[test,lint]"
+	$(PIP) -e ".[pipeline,test,lint]"
 	@touch $@
 
 $(VENV)/.ray: $(READY)
-	$(PIP) -e ".[test,lint,ray]"
+	$(PIP) -e ".[pipeline,test,lint,ray]"
 	@touch $@
 
 clean:  ## forget the environment; data and cache stay

@@ -1,0 +1,260 @@
+"""What the commands do, apart from how it is said."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gram.budget import said, within
+from gram.collection import examine, read_collection
+from gram.estimator import PromptClassifier
+from gram.inputs import Say
+from gram.looking import opened, test_features
+from gram.methods import TITLES
+from gram.model_folder import check_target, read_config
+from gram.trust import calibration_error, sets, share_interval
+from pipeline.errors import InputError
+from pipeline.pictures import Pictures
+
+UNSURE = "unsure"
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Classes, notes and every problem of a folder, zip or CSV; every picture is opened."""
+    found, problems = examine(folder)
+    for file in found.files:
+        try:
+            opened(file, lambda file=file: found.read(file))
+        except InputError as error:
+            problems.append(f"{found.source}: {error}")
+    counts = Counter(found.labels)
+    alone = [name for name, count in sorted(counts.items()) if count == 1]
+    notes = [*found.notes]
+    if alone:
+        notes.append(
+            f"{len(alone)} classes have one picture ('{alone[0]}'): `gram adapt` needs two to hold "
+            "one out, or --folds 0"
+        )
+    return {
+        "source": found.source,
+        "pictures": len(found.files),
+        "classes": dict(sorted(counts.items())),
+        "notes": notes,
+        "problems": problems,
+    }
+
+
+@contextmanager
+def bars() -> Iterator[Callable]:
+    """Progress bars on a terminal's error stream; elsewhere nothing is shown."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield progress
+
+
+def adapt_folder(
+    settings: PromptClassifier, folder: Path, out: Path, minutes: float, say: Say
+) -> dict[str, Any]:
+    """Learns from a folder and writes the model; everything is checked before it begins."""
+    check_target(out)
+    collection = read_collection(folder)
+    for note in collection.notes:
+        say(f"note: {note}")
+    ready = settings.prepared(collection, say)
+    if ready.folds < settings.folds:
+        say(f"note: {ready.folds} folds instead of {settings.folds}, as the smallest class allows")
+    ready, seconds, left_out = within(ready, minutes)
+    for name in left_out:
+        say(f"note: {TITLES[name]} is left out, to stay within {minutes:g} minutes (--minutes)")
+    say(
+        f"{len(collection.files)} pictures, {len(collection.names)} classes; this will take about "
+        f"{said(seconds)}"
+    )
+    with bars() as progress:
+        looking = progress.add_task("pictures", total=len(collection.files))
+        learning = progress.add_task("learning", total=ready.folds * len(ready.methods) + 1)
+        settings.learn(
+            ready,
+            lambda pictures: _counted(pictures, lambda: progress.advance(looking)),
+            lambda: progress.advance(learning),
+        )
+    settings.save(out)
+    measured = settings.held_out_ is not None
+    return {
+        "model": str(out),
+        "method": settings.method_,
+        "sentence": settings.sentence_,
+        "classes": settings.classes_.tolist(),
+        "pictures": len(collection.files),
+        "folds": ready.folds,
+        "left_out": left_out,
+        "accuracy": float((settings.held_out_.argmax(axis=1) == settings.targets_).mean())
+        if measured
+        else None,
+        "comparison": settings.comparison_,
+    }
+
+
+def _counted(items: Any, tick: Callable[[], Any]) -> Iterator:
+    for item in items:
+        yield item
+        tick()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `predict` is asked for: other names, classes per picture, coverage of prediction sets,
+    and where copies go.
+    """
+
+    names: str | None
+    top: int
+    unsure: float | None
+    copy_to: Path | None
+
+
+def _renamed(model: PromptClassifier, names: str | None) -> PromptClassifier:
+    if names is None:
+        return model
+    listed = [name.strip() for name in names.removeprefix("+").split(",") if name.strip()]
+    return model.with_classes(listed, replace=not names.startswith("+"))
+
+
+def _files(places: list[Path]) -> list[Path]:
+    found = []
+    for place in places:
+        if place.is_dir():
+            inside = [place / name for name in Pictures(place).names]
+            if not inside:
+                raise InputError(f"{place}: holds no pictures")
+            found += inside
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise InputError(f"{place}: there is no such picture or folder")
+    return list(dict.fromkeys(found))
+
+
+def predict_pictures(
+    folder: Path, backbone: str | None, places: list[Path], asked: Asked, say: Say
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row per picture that can be read, and what is wrong with the others."""
+    model = _renamed(PromptClassifier.load(folder, backbone), asked.names)
+    if asked.unsure is not None:
+        threshold = model.threshold(asked.unsure)
+        if threshold >= 1:
+            say(
+                f"note: {len(model.scores_)} held-out pictures are too few to be sure of any at "
+                f"{asked.unsure:g}; take a smaller share, or adapt to more pictures"
+            )
+    kept, unreadable = [], []
+
+    def pictures() -> Iterator:
+        for file in _files(places):
+            try:
+                yield opened(str(file), file.read_bytes)
+            except InputError as error:
+                unreadable.append(str(error))
+            else:
+                kept.append(file)
+
+    chances = model.probabilities(test_features(model.backbone_, pictures()))
+    marks = None if asked.unsure is None else sets(chances, threshold)
+    rows = [
+        _row(model, file, chances[i], None if marks is None else marks[i], asked.top)
+        for i, file in enumerate(kept)
+    ]
+    if asked.copy_to is not None:
+        _copy(rows, asked.copy_to)
+    return rows, unreadable
+
+
+def _row(
+    model: PromptClassifier, file: Path, chances: np.ndarray, mark: np.ndarray | None, top: int
+) -> dict[str, Any]:
+    order = np.argsort(-chances, kind="stable")[:top]
+    row = {
+        "path": str(file),
+        "label": str(model.classes_[order[0]]),
+        "probability": float(chances[order[0]]),
+        "top": [{"label": str(model.classes_[k]), "probability": float(chances[k])} for k in order],
+    }
+    if mark is not None:
+        row[UNSURE] = bool(mark.sum() != 1)
+        row["set"] = model.classes_[mark].tolist()
+    return row
+
+
+def folder_name(label: str) -> str:
+    """A class's folder: nothing in a name leads out of the folder that it stands in."""
+    return "".join("_" if c in "/\\:\0" else c for c in label).lstrip(".") or "_"
+
+
+def _copy(rows: list[dict[str, Any]], into: Path) -> None:
+    for row in rows:
+        source = Path(row["path"])
+        where = into / (f"_{UNSURE}" if row.get(UNSURE) else folder_name(row["label"]))
+        where.mkdir(parents=True, exist_ok=True)
+        target = where / source.name
+        if target.exists() and target.read_bytes() != source.read_bytes():
+            mark = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
+            target = where / f"{source.stem}-{mark}{source.suffix}"
+        shutil.copyfile(source, target)
+
+
+def evaluate_folder(folder: Path, backbone: str | None, pictures: Path) -> dict[str, Any]:
+    """Accuracy with its 95% interval, of each class too, calibration error, and how often 90%
+    prediction sets hold the truth.
+    """
+    model = PromptClassifier.load(folder, backbone)
+    collection = read_collection(pictures)
+    strange = sorted(set(collection.labels) - set(model.classes_.tolist()))
+    if strange:
+        raise InputError(
+            f"{pictures}: the class '{strange[0]}' is none of the model's "
+            f"({', '.join(model.classes_[:5])}, …); rename the folder, or leave it out"
+        )
+    chances = model.predict_proba(collection)
+    places = {name: k for k, name in enumerate(model.classes_.tolist())}
+    truth = np.array([places[label] for label in collection.labels])
+    right = chances.argmax(axis=1) == truth
+
+    def measured(rows: np.ndarray) -> dict[str, Any]:
+        low, high = share_interval(int(right[rows].sum()), int(rows.sum()))
+        return {
+            "pictures": int(rows.sum()),
+            "accuracy": float(right[rows].mean()),
+            "low": low,
+            "high": high,
+        }
+
+    found = measured(np.ones(len(truth), dtype=bool))
+    found["calibration_error"] = calibration_error(chances, truth)
+    if model.scores_ is not None:
+        marks = sets(chances, model.threshold(0.9))
+        found["sets_at_0.9"] = {
+            "hold_the_truth": float(marks[np.arange(len(truth)), truth].mean()),
+            "sure": float((marks.sum(axis=1) == 1).mean()),
+        }
+    found["classes"] = {
+        name: measured(truth == k) for name, k in places.items() if (truth == k).any()
+    }
+    return found
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What config.json says, without the lists of files."""
+    config = read_config(folder)
+    data = {k: v for k, v in config["data"].items() if k not in ("files", "labels")}
+    return config | {"data": data}

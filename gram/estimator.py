@@ -1,0 +1,228 @@
+"""The classifier, in scikit-learn's habit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace as changed_in
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+
+from gram import methods as known
+from gram.choice import choose, logits_of
+from gram.collection import Collection, most_folds
+from gram.inputs import Prepared, Say, checked_template, collected, loaded, readable, silent
+from gram.looking import all_opened, features_of_views, test_features
+from gram.published import read_start
+from gram.trust import chances, nonconformity, set_threshold, sets, temperature_of
+from pipeline.clip.digest import backbone_digest
+from pipeline.errors import InputError
+
+AUTO = "auto"
+
+
+class PromptClassifier(ClassifierMixin, BaseEstimator):
+    """Pictures to class names, from a few pictures of each class (paper §3.3, "Testing").
+
+    Args:
+        backbone: a folder in open_clip's layout, or an open_clip name (which is fetched).
+        start: folder of a meta-learned start for that backbone, or None.
+        method: one of `gram.methods.TITLES`, or "auto": the simplest of them that is not
+            measurably worse than the best on held-out pictures.
+        template: hand-written prompt, `{}` is the class name's place.
+        folds: parts that are held out in turn; fewer where a class has fewer pictures; 0: nothing
+            is measured, and "auto" takes the start, or zero-shot without one.
+        seed: of folds, augmented views and tuning.
+
+    Attributes (after `fit`):
+        classes_: (K,) class names, sorted. method_: what was taken. sentence_: why.
+        matrix_: (K, e) float32; logits are scale · f matrix_ᵀ. tokens_: the learned tokens.
+        temperature_: what logits are divided by. comparison_: one row per method that was tried.
+        held_out_: (n, K) probabilities of the training pictures under what was learned without
+            their fold; None with `folds=0`.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Path | None = None,
+        start: str | Path | None = None,
+        method: str = AUTO,
+        template: str = "a photo of a {}.",
+        folds: int = 5,
+        seed: int = 1,
+    ) -> None:
+        self.backbone = backbone
+        self.start = start
+        self.method = method
+        self.template = template
+        self.folds = folds
+        self.seed = seed
+
+    # --- learning ---
+
+    def fit(self, pictures: Any, labels: Sequence[str] | None = None) -> PromptClassifier:
+        """Learns from pictures and their class names.
+
+        Args:
+            pictures: paths, PIL pictures or encoded bytes, with `labels`; or, without, one folder
+                or zip of class/picture, or a CSV of path,label.
+
+        Raises InputError naming the picture, class or argument, and the remedy.
+        """
+        return self.learn(self.prepared(collected(pictures, labels)))
+
+    def prepared(self, collection: Collection, say: Say = silent) -> Prepared:
+        """All that is checked before anything is computed; raises as `fit` does."""
+        checked_template(self.template)
+        if self.folds < 0 or self.folds == 1:
+            raise InputError(f"'folds' is {self.folds}; take 0, or 2 and more")
+        folds = most_folds(collection.labels, self.folds, collection.source)
+        backbone, place = loaded(self.backbone, say)
+        made_by = backbone_digest(place)
+        start = read_start(Path(self.start), backbone, made_by) if self.start else None
+        task = known.Task(backbone, tuple(collection.names), self.template, start, self.seed)
+        known.check_names(task, task.names, start.theta if start else {})
+        if self.method != AUTO:
+            known.known(self.method, start)
+            tried = [self.method]
+        else:
+            tried = known.candidates(start)
+        if self.method == AUTO and not folds:
+            tried = tried[1:2] if start else tried[:1]
+        return Prepared(task, collection, folds, tried, place, made_by)
+
+    def learn(
+        self, ready: Prepared, pictures: Callable = iter, tick: Callable[[], Any] = lambda: None
+    ) -> PromptClassifier:
+        """Learns what was prepared; `pictures` may wrap the pictures in a progress bar."""
+        task, collection = ready.task, ready.collection
+        labels = collection.targets
+        views = known.VIEWS if set(ready.methods) & set(known.NEED_VIEWS) else 0
+        opened = all_opened(collection.read, collection.files)
+        seen = features_of_views(task.backbone, pictures(opened), views, task.seed)
+        self.held_out_, self.comparison_, self.temperature_ = None, [], 1.0
+        self.folds_ = ready.folds
+        if ready.folds:
+            choice = choose(task, ready.methods, seen, labels, ready.folds, tick)
+            self.method_, self.sentence_ = choice.method, choice.sentence
+            self.comparison_ = choice.rows
+            self.temperature_ = temperature_of(choice.logits, labels)
+            self.held_out_logits_ = choice.logits
+            self.held_out_ = chances(choice.logits, self.temperature_)
+        else:
+            self.method_ = ready.methods[0]
+            self.sentence_ = f"{known.TITLES[self.method_]} was taken; nothing was measured."
+        learned = known.METHODS[self.method_](task, seen, torch.from_numpy(labels))
+        tick()
+        self.matrix_, self.tokens_ = learned.matrix, learned.tokens
+        self.classes_ = np.array(task.names, dtype=str)
+        self.features_ = seen[:, 0].half()
+        self.collection_, self.targets_ = collection, labels
+        self.backbone_, self.place_, self.digest_ = task.backbone, ready.place, ready.digest
+        self.task_ = task
+        self.scores_ = None if self.held_out_ is None else nonconformity(self.held_out_, labels)
+        return self
+
+    # --- judging ---
+
+    def _fitted(self) -> None:
+        if not hasattr(self, "matrix_"):
+            raise NotFittedError("this PromptClassifier has learned nothing yet; call `fit` first")
+
+    def features(self, pictures: Any) -> torch.Tensor:
+        """(n, e) L2-normalised image features, a few pictures at a time."""
+        self._fitted()
+        read, files = readable(pictures)
+        return test_features(self.backbone_, all_opened(read, files))
+
+    def probabilities(self, features: torch.Tensor) -> np.ndarray:
+        """(n, K) probabilities of (n, e) image features."""
+        return chances(logits_of(self.task_, self.matrix_, features), self.temperature_)
+
+    def predict_proba(self, pictures: Any) -> np.ndarray:
+        """(n, K) probabilities, in the order of `classes_`; pictures as in `fit`."""
+        return self.probabilities(self.features(pictures))
+
+    def predict(self, pictures: Any) -> np.ndarray:
+        """(n,) the likeliest class names."""
+        found = self.predict_proba(pictures)
+        return self.classes_[found.argmax(axis=1)]
+
+    def score(self, pictures: Any, labels: Sequence[str] | None = None) -> float:
+        """Accuracy; pictures and labels as in `fit`."""
+        self._fitted()
+        collection = collected(pictures, labels)
+        guessed = self.predict_proba(collection).argmax(axis=1)
+        return float((self.classes_[guessed] == np.array(collection.labels)).mean())
+
+    def predict_sets(self, pictures: Any, coverage: float = 0.9) -> list[list[str]]:
+        """For each picture the classes that may be meant: `coverage` of such lists hold the truth,
+        for pictures like those that were learned from. An empty one says "none of these".
+
+        Raises InputError if nothing was measured, or after `with_classes`.
+        """
+        marks = sets(self.predict_proba(pictures), self.threshold(coverage))
+        return [self.classes_[row].tolist() for row in marks]
+
+    def threshold(self, coverage: float) -> float:
+        """The largest nonconformity that is still in a prediction set."""
+        self._fitted()
+        if not 0 < coverage < 1:
+            raise InputError(f"the coverage is {coverage}; take a share between 0 and 1, as 0.9")
+        if self.scores_ is None:
+            raise InputError(
+                "this classifier has no held-out pictures of its classes, so it cannot say when it "
+                "is unsure; adapt with --folds 2 or more, and without other names"
+            )
+        return set_threshold(self.scores_, coverage)
+
+    def with_classes(self, names: Sequence[str], replace: bool = False) -> PromptClassifier:
+        """A copy that also knows `names`, of which it has no pictures; with `replace`, it knows
+        these alone. Classes that were learned keep what was learned.
+
+        A linear head cannot do this: the new rows are the learned prompt's, or the hand-written
+        one's, with the new names. What was measured on held-out pictures says nothing about the
+        new classes, so the copy gives no prediction sets.
+        """
+        self._fitted()
+        asked = [name.strip() for name in names]
+        kept = [] if replace else self.classes_.tolist()
+        wanted = list(dict.fromkeys([*kept, *asked]))
+        if len(wanted) < 2 or not asked:
+            raise InputError("give at least one class name, and two in all")
+        task = changed_in(self.task_, names=tuple(wanted))
+        known.check_names(task, task.names, self.tokens_)
+        rows = dict(zip(self.classes_.tolist(), self.matrix_, strict=True))
+        new = tuple(name for name in wanted if name not in rows)
+        if new:
+            made = known.rows_for(task, self.tokens_, new)
+            rows |= dict(zip(new, made, strict=True))
+        changed = copy(self)
+        changed.task_, changed.classes_ = task, np.array(wanted, dtype=str)
+        changed.matrix_ = torch.stack([rows[name] for name in wanted])
+        changed.scores_ = changed.held_out_ = None
+        return changed
+
+    # --- keeping ---
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model folder (docs/own-pictures.md) at once, or nothing."""
+        from gram.model_folder import save_model
+
+        self._fitted()
+        save_model(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, backbone: str | Path | None = None) -> PromptClassifier:
+        """The classifier of a model folder; `backbone` where it does not lie where it lay.
+
+        Raises InputError for another backbone, a missing or truncated file, another version.
+        """
+        from gram.model_folder import load_model
+
+        return load_model(cls, Path(folder), backbone)

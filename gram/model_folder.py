@@ -1,0 +1,230 @@
+"""The folder that a classifier is kept in; there is no pickle in it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from gram.collection import Collection, reader_of
+from gram.inputs import loaded
+from gram.methods import TITLES, Task
+from pipeline.clip.digest import backbone_digest
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from gram.estimator import PromptClassifier
+
+FORMAT, VERSION = "gram-classifier", 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TOKENS = "tokens/"
+LIBRARIES = ("gram-pipeline", "torch", "open_clip_torch", "scikit-learn", "pillow", "numpy")
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _tensors(model: PromptClassifier) -> dict[str, torch.Tensor]:
+    found = {"matrix": model.matrix_, "features": model.features_}
+    found |= {f"{TOKENS}{name}": rows for name, rows in model.tokens_.items()}
+    if model.scores_ is not None:
+        found["scores"] = torch.from_numpy(model.scores_)
+    return {name: tensor.contiguous().clone() for name, tensor in found.items()}
+
+
+def _config(model: PromptClassifier, weights: bytes) -> dict[str, Any]:
+    pictures = model.collection_
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "backbone": {
+            "name": str(model.backbone),
+            "path": str(model.place_.resolve()),
+            "sha256": model.digest_,
+        },
+        "method": model.method_,
+        "title": TITLES[model.method_],
+        "sentence": model.sentence_,
+        "classes": model.classes_.tolist(),
+        "template": model.template,
+        "temperature": model.temperature_,
+        "preprocessing": model.backbone_.preprocess,
+        "start": None if model.start is None else str(model.start),
+        "folds": model.folds_,
+        "seed": model.seed,
+        "comparison": model.comparison_,
+        "data": {
+            "source": str(Path(pictures.source).resolve())
+            if Path(pictures.source).exists()
+            else pictures.source,
+            "pictures": len(pictures.files),
+            "fingerprint": pictures.fingerprint,
+            "files": pictures.files,
+            "labels": pictures.labels,
+            "notes": pictures.notes,
+        },
+        "versions": {"python": platform.python_version()}
+        | {library: _version(library) for library in LIBRARIES},
+    }
+
+
+def held_out_table(model: PromptClassifier) -> pl.DataFrame:
+    """path, label, predicted, right, probability of the prediction and of the truth, for every
+    picture while its fold was held out.
+    """
+    chances = model.held_out_
+    rows, guessed = np.arange(len(chances)), chances.argmax(axis=1)
+    return pl.DataFrame(
+        {
+            "path": model.collection_.files,
+            "label": model.collection_.labels,
+            "predicted": model.classes_[guessed].tolist(),
+            "right": guessed == model.targets_,
+            "probability": chances[rows, guessed],
+            "probability_of_label": chances[rows, model.targets_],
+        }
+    )
+
+
+def check_target(folder: Path) -> None:
+    """Raises InputError if something else than a classifier lies where one is to be written."""
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file()
+    ):
+        raise InputError(f"{folder}: is there already, and is no classifier; choose another name")
+
+
+def save_model(model: PromptClassifier, folder: Path) -> None:
+    """Writes all files beside `folder` and puts them in its place at once."""
+    from gram.report import write_card, write_report
+
+    check_target(folder)
+    if model.collection_ is None or len(model.classes_) != len(model.collection_.names):
+        raise InputError(
+            "a classifier with other names than it was adapted to is not saved; save it before, "
+            "and give the names when it is used"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        weights = save(_tensors(model))
+        (work / WEIGHTS).write_bytes(weights)
+        text = json.dumps(_config(model, weights), indent=2, ensure_ascii=False)
+        (work / CONFIG).write_text(text + "\n", encoding="utf-8")
+        if model.held_out_ is not None:
+            held_out_table(model).write_csv(work / "heldout.csv", float_precision=6)
+        write_report(model, work / "report.html")
+        write_card(model, work / "README.md")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json; InputError if it is missing, damaged or of another version."""
+    path = folder / CONFIG
+    again = "adapt again, or take the whole folder from where it came"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such model folder; `gram adapt` writes one")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; {again}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: damaged ({error}); {again}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise InputError(f"{path}: is not of a classifier that `gram adapt` wrote")
+    if config.get("version") != VERSION:
+        raise InputError(
+            f"{path}: is of version {config.get('version')}, and this gram reads version "
+            f"{VERSION}; adapt again, or install the gram that wrote it "
+            f"({config.get('versions', {}).get('gram-pipeline')})"
+        )
+    return config
+
+
+def _weights(folder: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS
+    again = "adapt again, or take the whole folder from where it came"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; {again}") from None
+    if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
+        raise InputError(f"{path}: truncated, or not the one that {CONFIG} tells of; {again}")
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); {again}") from None
+
+
+def _collection(data: dict[str, Any]) -> Collection:
+    """The pictures that were learned from; they are read where they lay, if they still do."""
+    return Collection(
+        data["source"], data["files"], data["labels"], reader_of(data["source"]), data["notes"]
+    )
+
+
+def load_model(
+    kind: type[PromptClassifier], folder: Path, backbone: str | Path | None
+) -> PromptClassifier:
+    """The classifier of a folder; raises InputError naming the file and what is wrong with it."""
+    config = read_config(folder)
+    tensors = _weights(folder, config)
+    made_with = config["backbone"]
+    place = backbone or made_with["path"]
+    if not backbone and not Path(place).is_dir():
+        raise InputError(
+            f"{folder}: the backbone '{made_with['name']}' is not at {place} any more; say where "
+            "it is (--backbone)"
+        )
+    tower, where = loaded(place)
+    if (found := backbone_digest(where)) != made_with["sha256"]:
+        raise InputError(
+            f"{folder}: was made with the backbone '{made_with['name']}' (SHA-256 "
+            f"{made_with['sha256'][:12]}…), and {where} is another one ({found[:12]}…); give the "
+            "one that it was made with (--backbone)"
+        )
+    model = kind(
+        made_with["name"],
+        config["start"],
+        config["method"],
+        config["template"],
+        seed=config["seed"],
+    )
+    model.classes_ = np.array(config["classes"], dtype=str)
+    model.method_, model.sentence_ = config["method"], config["sentence"]
+    model.comparison_, model.folds_ = config["comparison"], config["folds"]
+    model.temperature_ = config["temperature"]
+    model.matrix_, model.features_ = tensors["matrix"], tensors["features"]
+    model.tokens_ = {
+        name.removeprefix(TOKENS): rows for name, rows in tensors.items() if name.startswith(TOKENS)
+    }
+    model.scores_ = tensors["scores"].numpy() if "scores" in tensors else None
+    model.held_out_ = None
+    model.backbone_, model.place_, model.digest_ = tower, where, found
+    model.task_ = Task(tower, tuple(config["classes"]), config["template"], None, config["seed"])
+    model.collection_ = _collection(config["data"])
+    model.targets_ = np.searchsorted(model.classes_, config["data"]["labels"])
+    model.config_ = config
+    return model

@@ -1,0 +1,39 @@
+"""`gram export`: the classifier without torch."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_face import BACKBONE, picture, save_pictures
+
+from gram import InputError, PromptClassifier, export
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    own = save_pictures(tmp_path_factory.mktemp("own") / "pictures")
+    return PromptClassifier(BACKBONE, method="probe", folds=2).fit(own)
+
+
+def test_the_graph_answers_as_torch_does(model, tmp_path):
+    """Any number of pictures, and what is needed to prepare them."""
+    ort = pytest.importorskip("onnxruntime")
+    path = tmp_path / "m.onnx"
+    assert export.export(model, path) <= export.TOLERANCE
+    session = ort.InferenceSession(path)
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["classes"]) == ["bus", "lion", "sea star"]
+    assert json.loads(told["preprocessing"])["mean"] == [0.5, 0.5, 0.5]
+    for count in (1, 2, 5):
+        pictures = [picture((40 * i, 90, 90), i) for i in range(count)]
+        views = [model.backbone_.test_view(p) for p in pictures]
+        found = session.run(None, {"pixels": torch.stack(views).numpy()})[0]
+        assert np.abs(found - model.predict_proba(pictures)).max() < 1e-4
+
+
+def test_a_graph_that_differs_is_not_written(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(InputError, match="nothing is written"):
+        export.export(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
