@@ -104,6 +104,18 @@ def scratch_of(out: Path) -> Path:
     return folder / ".partial"
 
 
+_works: list[Path] = []  # of this process: a process is one stage
+
+
+def keeps_parts() -> bool:
+    """Whether a stage that ends here leaves finished parts, which the next run goes on from."""
+    return any(
+        path.is_file() and not path.name.startswith(".")
+        for work in _works
+        for path in work.rglob("*")
+    )
+
+
 @contextmanager
 def resumable_folder(
     out: Path | str, print_of_inputs: str, publish: bool = True, parts: Iterable[str] = ()
@@ -126,6 +138,7 @@ def resumable_folder(
     work = store / f"{out.name}-{print_of_inputs}"
     with owned(store / f".{out.name}.lock", str(out)) if publish else nullcontext():
         work.mkdir(parents=True, exist_ok=True)
+        _works.append(work)
         yield work
         if not publish:
             return

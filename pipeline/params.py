@@ -12,6 +12,7 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from textwrap import shorten
 from types import NoneType, SimpleNamespace
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -24,6 +25,7 @@ from pipeline.errors import InputError
 # Every name that params.yaml may hold at its top, generated from pipeline/schema.py. It is data,
 # not a module: it changes no result, so no stage depends on it.
 JSON_SCHEMA = Path(__file__).with_name("params.schema.json")
+SHOWN = 100  # characters of a wrong value
 
 
 Settings = TypeVar("Settings")
@@ -126,10 +128,12 @@ def validate(kind: Any, value: Any, key: str, path: Path | str) -> Any:
                 )
             elif isinstance(problem["input"], dict):  # it is of several keys, which are named
                 where = f"parameter '{place}': " if place else ""
-                lines.append(f"{path}: {where}{problem['msg'].removeprefix('Value error, ')}")
+                said = problem["msg"].removeprefix("Value error, ").splitlines()
+                lines += [f"{path}: {where}{line}" for line in said]
             else:
                 lines.append(
-                    f"{path}: parameter '{place}': {problem['msg']}, but it is {problem['input']!r}"
+                    f"{path}: parameter '{place}': {problem['msg']}, but it is "
+                    f"{shorten(repr(problem['input']), SHOWN, placeholder=' …')}"
                 )
         raise InputError("\n".join(lines)) from None
 

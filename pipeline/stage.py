@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from tqdm import tqdm
 
 from pipeline import params
-from pipeline.artifacts import write_json
+from pipeline.artifacts import keeps_parts, write_json
 from pipeline.errors import InputError
 from pipeline.owner import end_with_dvc
 from pipeline.tracking import journal, record
+
+TOLD = 60  # seconds
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -35,9 +39,52 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
+class Lines(tqdm):
+    """Progress where there is no terminal: a line every `TOLD` seconds, none for what is shorter.
+
+    It is told by a thread of its own, so also while one step lasts; compiled code that keeps the
+    interpreter's lock (UMAP's layout) delays it.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs, file=open(os.devnull, "w"), mininterval=3600)  # noqa: SIM115
+        self.over = Event()
+        Thread(target=self._tell, daemon=True).start()
+
+    def __iter__(self) -> Iterator:  # tqdm's own counts only when it draws
+        try:
+            for item in self.iterable:
+                yield item
+                self.n += 1
+        finally:
+            self.close()
+
+    def _tell(self) -> None:
+        while not self.over.wait(TOLD):
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        now = self.format_dict
+        done, spent, label = now["n"], self.format_interval(now["elapsed"]), self.desc.rstrip(": ")
+        if not now["total"]:
+            return f"{label}: {done} done, {spent} so far"
+        said = f"{label}: {done} of {now['total']}, {spent} so far"
+        if not done:
+            return said
+        left = (now["total"] - done) * now["elapsed"] / done
+        return f"{said}, {done / now['elapsed']:.3g} a second, {self.format_interval(left)} left"
+
+    def close(self) -> None:
+        if hasattr(self, "over"):
+            self.over.set()
+        super().close()
+
+
 def progress(items: Iterable, label: str, total: int | None = None) -> tqdm:
-    """A progress bar on a terminal, silence elsewhere."""
-    return tqdm(items, desc=label, total=total, disable=None, leave=False, dynamic_ncols=True)
+    """A progress bar on a terminal, a line a minute elsewhere."""
+    if sys.stderr.isatty():
+        return tqdm(items, desc=label, total=total, leave=False, dynamic_ncols=True)
+    return Lines(items, desc=label, total=total, leave=False)
 
 
 def unwatched(step: int, **figures: float | None) -> None:
@@ -71,6 +118,21 @@ def _interrupt(number: int, _frame: Any) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
+def measured(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures that are numbers, or anything but numbers; the others are told of and left out:
+    no file of JSON can hold them, and hours of work should not end with them.
+    """
+    kept = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            kept[name] = measured(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            warn(f"the figure '{name}' is {value}, so it is left out")
+        else:
+            kept[name] = value
+    return kept
+
+
 def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bool = False) -> None:
     """Runs a stage's `main` and ends the process.
 
@@ -91,6 +153,7 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
         if watched and tracked:
             journal.begin(began)
         words, figures, target = main()
+        figures = measured(figures)
         if target and first_process():
             write_json(figures, target)
     except InputError as error:
@@ -99,7 +162,12 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
     except KeyboardInterrupt:
         code, status = 130, journal.STOPPED
         print(
-            f"{name}: interrupted; finished parts are kept and the next run goes on from them",
+            f"{name}: interrupted; "
+            + (
+                "finished parts are kept and the next run goes on from them"
+                if keeps_parts()
+                else "it has no finished part to keep, so the next run begins anew"
+            ),
             file=sys.stderr,
         )
     except BaseException:

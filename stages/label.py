@@ -22,7 +22,7 @@ from pipeline.clustering.schemas import CLUSTERS, LABELS, TOPICS
 from pipeline.clustering.words import what_to_set
 from pipeline.pairs.schemas import KEPT
 from pipeline.params import load_params
-from pipeline.stage import parser, run, warn
+from pipeline.stage import parser, progress, run, warn
 
 READS = {"label": ("label", Label)}
 LISTED = 10  # topics without a name that are told of one by one
@@ -78,7 +78,7 @@ def main():
     edits, topic, counted = (
         load_edits(p.label.edits),
         rows["topic"].to_numpy(),
-        count_words(texts, p.label),
+        count_words(progress(texts, "words"), p.label),
     )
     found = describe_topics(counted, topic, p.label)
     names_found = [d["name"] for d in found]

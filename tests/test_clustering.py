@@ -193,13 +193,27 @@ def test_approximate_graph_says_what_it_finds():
         [len(set(a) & set(b)) / 10 for a, b in zip(true, found)]
     ) == pytest.approx(reached, abs=0.03)
     assert np.allclose(distance, 1 - np.einsum("nd,nkd->nk", x, x[found]), atol=1e-5)
+
+
+def test_a_graph_that_falls_short_is_searched_for_wider(monkeypatch):
+    """Of points in many directions, where nearest-neighbour descent misses some."""
+    x = unit(np.random.default_rng(0).normal(size=(1500, 48)))
+    monkeypatch.setattr("pipeline.clustering.neighbours.WIDENED", (1,))
+    (_, narrow), reached = neighbour_graph(x, 4, exact_up_to=1000, recall=0.0, seed=1)
+    assert reached < 0.999
+    monkeypatch.setattr("pipeline.clustering.neighbours.SHORT", 0.0)
     with pytest.raises(
         InputError,
         match=(
-            f"has a recall of {reached:.3f}, but 'topics.recall' is 1.0; raise 'topics.exact_up_to'"
+            f"a recall of {reached:.3f} at best, but 'topics.recall' is 0.999; raise "
+            "'topics.exact_up_to'"
         ),
     ):
-        neighbour_graph(x, 10, exact_up_to=1000, recall=1.0, seed=1)
+        neighbour_graph(x, 4, exact_up_to=1000, recall=0.999, seed=1)
+    monkeypatch.undo()
+    (found, distance), wider = neighbour_graph(x, 4, exact_up_to=1000, recall=0.999, seed=1)
+    assert found.shape == distance.shape == narrow.shape and wider > reached
+    assert (found[:, 0] == np.arange(1500)).all() and (np.diff(distance, axis=1) >= 0).all()
 
 
 def test_recall_counts_ties_by_their_distance():
@@ -316,6 +330,19 @@ def test_small_topics_get_fewer_domains(count):
     domain = split_topic(x, domains(per_topic=4, min_size=3, iterations=5), seed=1)
     assert len(domain) == count and domain.max() + 1 <= max(1, count // 3)
     assert set(domain) == set(range(domain.max() + 1))
+
+
+@pytest.mark.parametrize("choose", ["fixed", "silhouette"])
+def test_threads_change_no_domain(monkeypatch, choose):
+    rng = np.random.default_rng(4)
+    x, topic = unit(rng.normal(size=(900, 12))).astype(np.float16), rng.integers(-1, 9, 900)
+    found = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(find_domains(x, topic, domains(choose=choose), 1, silent))
+    assert (found[0][0] == found[1][0]).all() and found[0][1] == found[1][1]
+    alone = split_topic(x[topic == 5].astype(np.float32), domains(choose=choose), 1)
+    assert (found[0][0][topic == 5] == alone).all()
 
 
 def test_domains_repeat_exactly():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import faiss
 import numpy as np
 from sklearn.metrics import silhouette_score
@@ -9,6 +11,7 @@ from sklearn.metrics.pairwise import cosine_distances
 
 from pipeline.clustering.params import Domains
 from pipeline.errors import InputError
+from pipeline.stage import workers
 
 JUDGED = 1000  # pictures of a topic that the silhouette is measured on
 
@@ -69,7 +72,8 @@ def separation(features: np.ndarray, domain: np.ndarray) -> float:
 def find_domains(
     features: np.ndarray, topic: np.ndarray, settings: Domains, seed: int, progress
 ) -> tuple[np.ndarray, dict]:
-    """Splits every topic of (n, e) image features; a topic at a time is computed in float32.
+    """Splits every topic of (n, e) image features; a topic a thread is
+    computed in float32.
 
     Returns:
         (n,) domain within the topic, −1 outside all topics; and counts.
@@ -84,14 +88,25 @@ def find_domains(
         )
     domain = np.full(len(topic), -1, np.int32)
     explained, domains, small = [], 0, 0
-    for t in progress(range(int(topic.max()) + 1), "domains"):
-        rows = np.flatnonzero(topic == t)
+    order = np.argsort(topic, kind="stable")
+    topics = np.split(order, np.searchsorted(topic[order], range(int(topic.max()) + 1)))[1:]
+    topics = [rows for rows in topics if len(rows)]
+
+    def split(rows: np.ndarray) -> tuple[np.ndarray, float]:
+        # of this thread: OpenMP's own would spend their time waiting for one another
+        faiss.omp_set_num_threads(1)
         inside = features[rows].astype(np.float32)
-        domain[rows] = split_topic(inside, settings, seed)
-        sizes = np.bincount(domain[rows])
-        domains += len(sizes)
-        small += int((sizes < settings.min_size).sum())
-        explained.append(separation(inside, domain[rows]))
+        found = split_topic(inside, settings, seed)
+        return found, separation(inside, found)
+
+    with ThreadPoolExecutor(workers("OMP_NUM_THREADS")) as threads:
+        found = progress(threads.map(split, topics), "domains", total=len(topics))
+        for rows, (of_rows, share) in zip(topics, found, strict=True):
+            domain[rows] = of_rows
+            sizes = np.bincount(of_rows)
+            domains += len(sizes)
+            small += int((sizes < settings.min_size).sum())
+            explained.append(share)
     return domain, {
         "domains": domains,
         "small_domains": small,

@@ -93,6 +93,11 @@ def mixture_crossing(scores: np.ndarray, mismatch: float) -> float:
     Raises InputError if the scores do not fall into two such groups: one distribution explains them
     as well (BIC), or `mismatch` is reached nowhere between the means.
     """
+    if len(different := np.unique(scores)) < 3:
+        raise InputError(
+            f"parameter 'filter.select' is mixture, but there are only {len(different)} different "
+            "scores, which two distributions cannot be told from; choose threshold or quantile"
+        )
     column = scores.astype(np.float64)[:, None]
     mixture, single = (GaussianMixture(n, random_state=0).fit(column) for n in (2, 1))
     low, high = np.sort(mixture.means_.ravel())

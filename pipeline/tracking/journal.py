@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -60,9 +61,13 @@ class Run:
         self.told = False  # which parameters it has; known once the stage has read them
 
     def point(self, step: int, **values: float | None) -> None:
-        """Adds to the curves; what was not measured (None) has no point."""
+        """Adds to the curves; what was not measured (None), or is no number, has no point."""
         self._parameters()
-        values = {name: value for name, value in values.items() if value is not None}
+        values = {
+            name: value
+            for name, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
         self.points.write(json.dumps({"step": step, "time": time.time(), "values": values}) + "\n")
 
     def _parameters(self) -> None:
