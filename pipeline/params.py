@@ -128,8 +128,7 @@ def validate(kind: Any, value: Any, key: str, path: Path | str) -> Any:
                 )
             elif isinstance(problem["input"], dict):  # it is of several keys, which are named
                 where = f"parameter '{place}': " if place else ""
-                said = problem["msg"].removeprefix("Value error, ").splitlines()
-                lines += [f"{path}: {where}{line}" for line in said]
+                lines.append(f"{path}: {where}{problem['msg'].removeprefix('Value error, ')}")
             else:
                 lines.append(
                     f"{path}: parameter '{place}': {problem['msg']}, but it is "

@@ -132,7 +132,7 @@ def test_errors_of_params_name_the_file_and_the_key_and_no_more(tmp_path):
     with pytest.raises(InputError) as error:
         check(path)
     lines = str(error.value).splitlines()
-    assert all(line.startswith(f"{path}: ") and len(line) < 400 for line in lines), lines
+    assert lines[0].startswith(f"{path}: ") and all(len(line) < 400 for line in lines), lines
     assert "study.benchmarks names 'gone'" in str(error.value)
 
 
