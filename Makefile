@@ -18,7 +18,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test test-quick test-slow lint check benchmarks dag study experiments mlflow team share fetch verify clean
+.PHONY: repro test test-quick test-slow lint check benchmarks dag study experiments mlflow team share fetch verify accept clean
 
 repro: $(READY) check  ## run whatever is stale, from captions to the report
 	@dvc repro
@@ -70,6 +70,9 @@ share: $(READY)  ## to the team's remotes: results, the run cache, experiments w
 fetch: $(READY)  ## from there: experiments, the run cache, and all that learning works on, but no pictures of the web
 	@dvc exp pull --no-cache $(GIT_REMOTE)
 	@dvc pull --run-cache $$(dvc stage list --name-only | grep -E '^($(LEARNING))(@|$$)')
+
+accept: $(READY)  ## an edit of the code is harmless: what is stale for its code alone is not
+	@python -m pipeline.accept
 
 verify: $(READY)  ## are the files in DVC's cache what their names say? damaged ones are removed
 	@python -m pipeline.verify_cache
