@@ -1,4 +1,4 @@
-"""An edit that the digest of the code cannot know to be harmless is accepted, and nothing else is."""
+"""An edit that the digest of the code cannot know to be harmless is accepted, and nothing else."""
 
 import sys
 
