@@ -1,0 +1,65 @@
+"""Puts a meta-learned start into a folder that others can take: tokens, regulator, config, card.
+
+python stages/publish.py --name coop_gram --start data/starts/coop_gram
+--figures data/metrics/evaluate/coop_gram.json --out data/published/coop_gram
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+from pathlib import Path
+
+from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.benchmarks.params import Count, Tuning
+from pipeline.clip.params import BackboneParams
+from pipeline.gram.params import MetaMethod
+from pipeline.gram.publish import publish
+from pipeline.params import load_params
+from pipeline.sources.params import Source
+from pipeline.stage import parser, run
+
+READS = {
+    "seed": ("seed", int),
+    "backbone": ("backbone", BackboneParams),
+    "method": ("methods.meta.{name}", MetaMethod),
+    "tuning": ("tuning", Tuning),
+    "epochs": ("few_shot.epochs", Count),
+    "source": ("source", Source),
+}
+
+
+def main():
+    cli = parser(__doc__)
+    cli.add_argument("--name", required=True, help="entry of methods.meta")
+    cli.add_argument("--start", type=Path, required=True, help="what meta-training left")
+    cli.add_argument("--figures", type=Path, required=True, help="the method's metrics")
+    cli.add_argument("--out", type=Path, required=True, help="folder to publish")
+    args = cli.parse_args()
+    p = load_params(args.params, READS, name=args.name)
+    settings = p.tuning.of(p.method.prompt).model_dump(exclude={"batch_of"})
+    with resumable_folder(
+        args.out, fingerprint((p, args.name), args.start, args.figures, p.backbone.path)
+    ) as work:
+        config = publish(
+            args.start,
+            work,
+            Path(p.backbone.path),
+            title=p.method.title,
+            figures=args.figures,
+            tuning=settings | {"epochs": p.epochs},
+            provenance={
+                "source": p.source.path,
+                "table": p.source.table,
+                "seed": p.seed,
+                "method": p.method.model_dump(),
+            },
+        )
+    digest = config["backbone"]["sha256"]
+    return (
+        f"{args.name}: for the backbone {digest[:12]}…",
+        {"tokens": len(config["tokens"])},
+        args.metrics,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,64 @@
+"""The stage `publish`: a learned start as others take it."""
+
+import json
+import shutil
+
+import pytest
+from conftest import ROOT, run
+from safetensors.torch import load_file
+from test_face import BACKBONE, few_steps, gram, other_backbone, own, start  # noqa: F401
+
+from gram import InputError
+from pipeline.clip.digest import backbone_digest
+
+FIGURES = {"base": 70.8, "new": 62.2, "H": 66.2}
+
+
+@pytest.fixture(scope="module")
+def published(start, tmp_path_factory):  # noqa: F811
+    """What the script writes, and what it said."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "figures.json").write_text(json.dumps(FIGURES))
+    done = run(
+        *("python", "stages/publish.py", "--name", "coop_gram", "--start", start),
+        *("--figures", folder / "figures.json", "--out", folder / "published"),
+        cwd=ROOT,
+    )
+    assert "for the backbone" in done.stdout
+    return folder / "published"
+
+
+def test_it_holds_all_that_belongs_to_a_start(published, start):  # noqa: F811
+    names = sorted(p.name for p in published.iterdir())
+    assert names == ["README.md", "config.json", "prompt.safetensors", "regulator.safetensors"]
+    for name in ("prompt.safetensors", "regulator.safetensors"):
+        wanted, found = load_file(start / name), load_file(published / name)
+        assert wanted.keys() == found.keys() and all((wanted[k] == found[k]).all() for k in wanted)
+    config = json.loads((published / "config.json").read_text())
+    assert config["backbone"]["sha256"] == backbone_digest(BACKBONE)
+    assert config["tuning"]["lr"] == 0.002 and config["tuning"]["epochs"] == 10
+    assert config["provenance"]["source"] == "data/world/demo"
+    assert config["provenance"]["method"]["episodes"] == "shifted"
+    card = (published / "README.md").read_text()
+    assert "| 66.2 |" in card and config["backbone"]["sha256"][:16] in card
+
+
+def test_adapt_takes_it_for_its_own_backbone_alone(published, own, tmp_path):  # noqa: F811
+    common = ("adapt", own, "--start", published, "--method", "start", "--folds", 2)
+    assert gram(*common, "--backbone", BACKBONE, "--out", tmp_path / "m").exit_code == 0
+    with pytest.raises(InputError, match="was made for the backbone 'demo/backbone'"):
+        gram(*common, "--backbone", other_backbone(tmp_path / "other"), "--out", tmp_path / "n")
+    assert not (tmp_path / "n").exists()
+
+
+def test_what_is_not_there_is_named(start, tmp_path):  # noqa: F811
+    from pipeline.gram.publish import publish
+
+    settings = {"title": "x", "tuning": {}, "provenance": {}}
+    with pytest.raises(InputError, match="figures.json: missing"):
+        publish(start, tmp_path / "p", BACKBONE, figures=tmp_path / "figures.json", **settings)
+    shutil.copytree(start, tmp_path / "s")
+    (tmp_path / "s" / "regulator.safetensors").unlink()
+    with pytest.raises(InputError, match="regulator.safetensors: missing"):
+        publish(tmp_path / "s", tmp_path / "p", BACKBONE, figures=tmp_path, **settings)
+    assert not (tmp_path / "p").exists()
