@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import signal
@@ -161,13 +162,14 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
         print(f"{name}: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         code, status = 130, journal.STOPPED
+        print(f"{name}: interrupted; {_what_stays()}", file=sys.stderr)
+    except OSError as error:
+        code, status = 1, journal.FAILED
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         print(
-            f"{name}: interrupted; "
-            + (
-                "finished parts are kept and the next run goes on from them"
-                if keeps_parts()
-                else "it has no finished part to keep, so the next run begins anew"
-            ),
+            f"{name}: error: the disk is full ({error}); make room and run the stage again; "
+            f"{_what_stays()}",
             file=sys.stderr,
         )
     except BaseException:
@@ -180,6 +182,13 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
         sys.exit(code)
     if first_process():
         print(f"{name}: {words} ({time.perf_counter() - started:.1f} s)", flush=True)
+
+
+def _what_stays() -> str:
+    """What an end before its time leaves of a stage's work."""
+    if keeps_parts():
+        return "finished parts are kept and the next run goes on from them"
+    return "it has no finished part to keep, so the next run begins anew"
 
 
 def _remember(began: float, seconds: float, status: str, figures: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ from pipeline.clustering.schemas import CLUSTERS, DOMAINS, LABELS, TOPICS
 from pipeline.pairs.index import failure_reasons
 from pipeline.pairs.noise import SCORED, least_score
 from pipeline.pairs.params import Filter
-from pipeline.pairs.schemas import KEPT, PAIRS
+from pipeline.pairs.reading import read_pairs
+from pipeline.pairs.schemas import KEPT
 from pipeline.params import Seed, load_params
 from pipeline.report import figures
 from pipeline.report.gallery import topic_cards
@@ -44,7 +45,7 @@ def main():
         cli.add_argument(f"--{name}", type=Path, required=True, help=what)
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    pairs = pl.from_arrow(read_table(args.pairs, PAIRS, ["key", "status", "error", "shard"]))
+    pairs = read_pairs(args.pairs, ["key", "status", "error", "shard"])
     kept = pl.from_arrow(read_table(args.kept, KEPT))
     places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "strength", "x", "y"]))
     topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).join(

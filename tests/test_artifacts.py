@@ -1,7 +1,9 @@
 """Artifacts are whole or not there, checked when read, and resumable."""
 
+import errno
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, run
 
+from pipeline import artifacts, stage
 from pipeline.artifacts import (
     check_usable,
     fingerprint,
@@ -224,3 +227,34 @@ def test_same_table_same_bytes(tmp_path):
     for name in "ab":
         write_table(TABLE, tmp_path / name, SCHEMA)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [(0, "the next run begins anew"), (1, "finished parts are kept and the next run goes on")],
+)
+def test_what_an_end_before_its_time_leaves_is_said(
+    tmp_path, capsys, monkeypatch, end, parts, words
+):
+    """Of a stage that keeps nothing, nothing is promised; a full disk is no traceback."""
+    monkeypatch.setattr(sys, "argv", ["stages/topics.py"])
+    monkeypatch.setattr(artifacts, "_works", [])
+
+    def main():
+        with resumable_folder(tmp_path / "out", "0" * 16) as work:
+            for number in range(parts):
+                (work / f"{number}.parquet").touch()
+            raise end
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            stage.run(main)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    said = capsys.readouterr().err
+    assert said.startswith("topics: ") and words in said and said.count("\n") == 1
+    assert ended.value.code == (130 if end is KeyboardInterrupt else 1)
+    assert ("the disk is full" in said) == (ended.value.code == 1)

@@ -23,6 +23,8 @@ from pipeline.pairs.noise import filter_pairs, match_scores, near_duplicates
 from pipeline.pairs.params import Filter
 from pipeline.pairs.reading import locate_pictures, read_pairs, read_pictures
 from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS, PICTURE, features_schema
+from pipeline.report.gallery import as_data_url, topic_cards
+from pipeline.report.params import Gallery
 
 BACKBONE = ROOT / "demo" / "backbone"
 
@@ -362,3 +364,17 @@ def test_nothing_fetched_is_said_as_such(shared, tmp_path):
     write_table(table.to_arrow(), tmp_path / "pairs.parquet", PAIRS.append(PICTURE))
     with pytest.raises(InputError, match="none of its 21 pairs has a whole picture"):
         extract_features(tmp_path / "pairs.parquet", tmp_path, tmp_path, BACKBONE, QUIET)
+
+
+def test_a_page_shows_a_picture_once(shared):
+    top = shared[0]
+    pairs = read_pairs(top / "pairs.parquet", ["key", "shard"])
+    keys = ["00", "01", "02", "20", "21"]
+    domains = pl.DataFrame({"key": keys, "topic": [0] * 5, "domain": [0] * 5})
+    kept = pl.DataFrame({"key": keys, "caption": keys, "strength": [1.0] * 5})
+    labels = pl.DataFrame({"topic": [0], "name": ["a"], "size": [5], "words": [["a"]]})
+    settings_ = Gallery(topics=1, pictures_per_domain=4, map_points=10)
+    (card,) = topic_cards(labels, domains, kept, pairs, top / "shards", settings_, QUIET)
+    (domain,) = card["domains"]
+    assert domain["pictures"] == [as_data_url(jpeg(0)), as_data_url(jpeg(2))]
+    assert domain["size"] == 2

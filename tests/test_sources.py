@@ -457,6 +457,13 @@ def test_a_table_is_fetched_with_its_checksum(tmp_path):
         obtain(tmp_path / "other.tsv", Obtain(url=url, sha256=digest))
 
 
+def test_a_url_that_is_none_is_named_as_such(tmp_path):
+    """Not as a sum that is another one."""
+    bad = Obtain(url="http://[a.org/t.tsv", sha256="0" * 64)
+    with pytest.raises(InputError, match="not a valid URL; mend 'source.obtain.url'"):
+        obtain(tmp_path / "t.tsv", bad)
+
+
 @pytest.mark.parametrize(
     "changes", [{"url": "file:///etc/hostname"}, {"url": "ftp://a/t.tsv"}, {"sha256": "abc"}]
 )

@@ -46,12 +46,14 @@ def topic_cards(
 
     Args:
         labels: topic, name, size, words; domains: key, topic, domain; kept: key, caption, strength;
-        pairs: key, shard.
+        pairs: key, shard, picture.
     """
     shown = labels.head(settings.topics)
     picked = (
         domains.join(shown.select("topic"), on="topic", how="semi")
+        .join(pairs.select("key", "picture"), on="key", how="left")
         .sort("topic", "domain", "key")
+        .unique(["topic", "domain", "picture"], keep="first", maintain_order=True)
         .group_by("topic", "domain", maintain_order=True)
         .agg(pl.col("key").head(settings.pictures_per_domain), pl.len())
     )

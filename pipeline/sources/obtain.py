@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from pipeline.errors import InputError
+from pipeline.pairs.links import asked
 from pipeline.sources.params import Obtain
 
 CHUNK = 1 << 20
@@ -88,8 +89,11 @@ def obtain(path: Path, settings: Obtain) -> None:
 
     Raises InputError if the server does not give it, or if the sum is another one, naming that.
     """
+    url, wrong = asked(settings.url, None)
+    if url is None:
+        raise InputError(f"{settings.url}: {wrong}; mend 'source.obtain.url'")
     try:
-        download(settings.url, path, f"sha256:{settings.sha256}")
+        download(url, path, f"sha256:{settings.sha256}")
     except ValueError as error:
         raise InputError(
             f"{settings.url}: {error}; nothing was kept. If you trust what was sent, put its sum "
