@@ -46,9 +46,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline.ahead import ahead
 from pipeline.clip.backbone import open_picture
 from pipeline.episodes import shards
-from pipeline.episodes.shards import Episode, ahead, read_episodes, write_shards
+from pipeline.episodes.shards import Episode, read_episodes, write_shards
 from pipeline.episodes.tasks import Drawing, Pool, sample_tasks
 from pipeline.pairs.reading import locate_pictures
 

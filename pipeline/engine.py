@@ -25,7 +25,7 @@ from pipeline.errors import InputError
 Item = TypeVar("Item", int, str)
 
 ROOT = Path(__file__).resolve().parents[1]
-PASSED_ON = ("DEVICE", "HF_HUB_OFFLINE")
+PASSED_ON = ("DETERMINISTIC", "DEVICE", "HF_HUB_OFFLINE", "PICTURES_AT_ONCE")
 
 
 def on_ray() -> bool:

@@ -103,11 +103,30 @@ def warn_of_other_files(path: Path, passed_over: dict[str, int]) -> None:
         warn(f"{path}: files among the pictures that are no pictures are passed over: {kinds}")
 
 
-def workers(variable: str) -> int:
+def workers(variable: str, default: int | None = None) -> int:
     """How many work at once: an environment variable, as it changes no result; by default the
     number of cores.
+
+    Raises InputError if it is no number from 1 on.
     """
-    return int(os.environ.get(variable, os.cpu_count() or 1))
+    asked = os.environ.get(variable) or str(default or os.cpu_count() or 1)
+    if not (asked.isdecimal() and int(asked)):
+        raise InputError(f"environment variable {variable} is '{asked}'; it is a number from 1 on")
+    return int(asked)
+
+
+def positive(text: str) -> int:
+    """For arguments that count something."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 on")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    """For arguments that are seeds."""
+    if not (text.isdecimal() and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 2^31 - 1")
+    return int(text)
 
 
 def first_process() -> bool:

@@ -22,7 +22,7 @@ from pipeline.episodes.shards import write_shards
 from pipeline.episodes.tasks import Pool, draw, each_picture_once, rows_of
 from pipeline.pairs.reading import locate_pictures, read_image_features, read_pairs
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, progress, run
+from pipeline.stage import parser, progress, run, seed_number
 
 READS = {
     "seed": ("seed", Seed),
@@ -51,7 +51,7 @@ def main():
     cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
     cli.add_argument(
         "--seed",
-        type=int,
+        type=seed_number,
         help="instead of the parameter `seed` (studies repeat a run with others)",
     )
     args = cli.parse_args()

@@ -18,7 +18,7 @@ from pipeline.episodes.params import Episodes, Shots, Ways
 from pipeline.episodes.shards import write_shards
 from pipeline.episodes.tasks import draw, rows_of
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, progress, run
+from pipeline.stage import parser, progress, run, seed_number
 
 READS = {
     "seed": ("seed", Seed),
@@ -41,7 +41,7 @@ def main():
     cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
     cli.add_argument(
         "--seed",
-        type=int,
+        type=seed_number,
         help="instead of the parameter `seed` (studies repeat a run with others)",
     )
     args = cli.parse_args()

@@ -18,13 +18,14 @@ import polars as pl
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
+from pipeline.errors import naming
 from pipeline.gram.learn import LEARNING, learn_start, save_curve
 from pipeline.gram.params import Learning, MetaMethod
 from pipeline.gram.serving import MODEL, PACKAGES, SIGNATURE
 from pipeline.gram.train import Workplace
 from pipeline.params import Seed, load_params, settings_of
 from pipeline.prompts.starts import START_FILES, digest_of, save_start
-from pipeline.stage import first_process, parser, run, warn
+from pipeline.stage import first_process, parser, positive, run, warn
 from pipeline.tracking.journal import keep, model, point
 
 READS = {
@@ -48,7 +49,7 @@ def arguments() -> argparse.Namespace:
     )
     cli.add_argument(
         "--tasks-at-once",
-        type=int,
+        type=positive,
         help=(
             "tasks in one forward pass: less memory, same result (default: all with cached "
             "features, one with pictures)"
@@ -61,12 +62,15 @@ def main():
     args = arguments()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
-    with resumable_folder(
-        args.out,
-        fingerprint((p, args.name), args.episodes, p.backbone.path),
-        publish=first_process(),
-        parts=[*START_FILES, "curve.csv"],
-    ) as work:
+    with (
+        naming(args.name),
+        resumable_folder(
+            args.out,
+            fingerprint((p, args.name), args.episodes, p.backbone.path),
+            publish=first_process(),
+            parts=[*START_FILES, "curve.csv"],
+        ) as work,
+    ):
         place = Workplace(args.episodes, work, args.tasks_at_once, watch=point)
         start, curve = learn_start(backbone, p.method, settings_of(Learning, p), p.seed, place)
         if first_process():

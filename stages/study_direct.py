@@ -13,12 +13,13 @@ import torch
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.benchmarks.judged import judged_files
 from pipeline.clip.backbone import load_backbone
+from pipeline.errors import naming
 from pipeline.gram.learn import initial_tokens
 from pipeline.gram.params import Method, TokenCount
 from pipeline.gram.trial import TRIAL, Trial, tune_and_judge
 from pipeline.params import load_params, settings_of
 from pipeline.prompts.starts import START_FILES, Start
-from pipeline.stage import parser, run
+from pipeline.stage import parser, run, seed_number
 from pipeline.tracking.journal import keep, point
 
 READS = {
@@ -32,7 +33,7 @@ def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of study.methods.direct")
     cli.add_argument(
-        "--seed", type=int, required=True, help="of initial tokens and the few-shot draw"
+        "--seed", type=seed_number, required=True, help="of initial tokens and the few-shot draw"
     )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
     cli.add_argument(
@@ -44,11 +45,14 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
-    with resumable_folder(
-        args.out,
-        fingerprint((p, args.name, args.seed), args.benchmarks, p.backbone.path),
-        parts=[*START_FILES, *judged_files(p.sources)],
-    ) as work:
+    with (
+        naming(f"{args.name}, seed {args.seed}"),
+        resumable_folder(
+            args.out,
+            fingerprint((p, args.name, args.seed), args.benchmarks, p.backbone.path),
+            parts=[*START_FILES, *judged_files(p.sources)],
+        ) as work,
+    ):
         _, theta = initial_tokens(
             backbone, p.method, p.context_tokens, torch.Generator().manual_seed(args.seed)
         )

@@ -13,13 +13,14 @@ from pathlib import Path
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.benchmarks.judged import judged_files
 from pipeline.clip.backbone import load_backbone
+from pipeline.errors import naming
 from pipeline.gram.learn import LEARNING, learn_start, save_curve
 from pipeline.gram.params import Learning, MetaMethod
 from pipeline.gram.train import Workplace
 from pipeline.gram.trial import TRIAL, Trial, tune_and_judge
 from pipeline.params import load_params, settings_of
 from pipeline.prompts.starts import START_FILES
-from pipeline.stage import parser, run
+from pipeline.stage import parser, run, seed_number
 from pipeline.tracking.journal import keep, point
 
 READS = {**LEARNING, **TRIAL, "method": ("study.methods.meta.{name}", MetaMethod)}
@@ -29,7 +30,10 @@ def arguments() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of study.methods.meta")
     cli.add_argument(
-        "--seed", type=int, required=True, help="of initial tokens, episodes and the few-shot draw"
+        "--seed",
+        type=seed_number,
+        required=True,
+        help="of initial tokens, episodes and the few-shot draw",
     )
     cli.add_argument(
         "--episodes", type=Path, required=True, help="folder of episodes by entry and seed"
@@ -52,11 +56,14 @@ def main():
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
     episodes = args.episodes / p.method.episodes / str(args.seed)
-    with resumable_folder(
-        args.out,
-        fingerprint((p, args.name, args.seed), episodes, args.benchmarks, p.backbone.path),
-        parts=[*START_FILES, "curve.csv", *judged_files(p.sources)],
-    ) as work:
+    with (
+        naming(f"{args.name}, seed {args.seed}"),
+        resumable_folder(
+            args.out,
+            fingerprint((p, args.name, args.seed), episodes, args.benchmarks, p.backbone.path),
+            parts=[*START_FILES, "curve.csv", *judged_files(p.sources)],
+        ) as work,
+    ):
         place = Workplace(episodes, work, watch=point)
         start, curve = learn_start(backbone, p.method, settings_of(Learning, p), args.seed, place)
         save_curve(curve, work / "curve.csv")

@@ -22,6 +22,7 @@ from pipeline.benchmarks.params import PromptTemplate, Seeds, Protocols, Tuning
 from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
+from pipeline.errors import naming
 from pipeline.gram.tune import tune
 from pipeline.params import load_params
 from pipeline.prompts.starts import load_start, method_of
@@ -69,7 +70,9 @@ def main():
             if not path.exists():
                 draw, curve = few_shots(args.benchmark, method, *run_), f"loss/{path.stem}"
                 told = lambda epoch, loss, curve=curve: point(epoch, **{curve: loss})
-                save_tuned(tune(method, start, draw, settings, run_.seed, told), path, start.about)
+                with naming(f"{args.start.name} on {args.name}, {run_}"):
+                    tuned = tune(method, start, draw, settings, run_.seed, told)
+                save_tuned(tuned, path, start.about)
     keep(args.out.iterdir())
     last = load_tuned(tuned_path(args.out, *runs[-1]))[0][-1]
     moved = torch.cat([(last[m] - start.theta[m]).flatten() for m in start.theta]).norm().item()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -57,3 +59,23 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory):
+    """The smallest world that learning runs on (tiny.py)."""
+    import tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEVICE", "cpu")
+        return tiny.make_world(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def starts(tiny_world):
+    """A start of every method, made on the processor."""
+    import tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEVICE", "cpu")
+        return tiny.make_starts(tiny_world)

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 from tqdm import tqdm
 
+from pipeline.ahead import ahead
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.episodes import shards
 from pipeline.episodes.params import Episodes
-from pipeline.episodes.shards import ahead, read_episodes, write_shards
+from pipeline.episodes.shards import read_episodes, write_shards
 from pipeline.episodes.tasks import Drawing, Pool, each_picture_once, sample_tasks
 from pipeline.episodes.tasks import draw as draw_from
 from pipeline.errors import InputError

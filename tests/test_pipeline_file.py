@@ -223,6 +223,7 @@ def test_rooms_point_one_way():
     """
     order = [
         "errors",
+        "ahead",
         "pictures",
         "upright",
         "code",
@@ -231,6 +232,7 @@ def test_rooms_point_one_way():
         "artifacts",
         "tracking",
         "stage",
+        "device",
         "engine",
         "neighbours",
         "clip",

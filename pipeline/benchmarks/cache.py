@@ -12,14 +12,16 @@ import numpy as np
 import polars as pl
 import torch
 
+from pipeline.ahead import ahead
 from pipeline.artifacts import from_vectors, open_table, read_table, vector_dim
 from pipeline.benchmarks.schemas import PICTURES, SAMPLES, test_schema, views_schema
 from pipeline.benchmarks.views import AugmentedViews
 from pipeline.clip.backbone import open_picture
+from pipeline.device import at_once, sent, waiting
 from pipeline.errors import InputError
 from pipeline.prompts.base import PromptMethod
 
-CHUNK = 512  # test pictures that are judged at once
+CHUNK = 512  # test pictures that are judged at once, unless PICTURES_AT_ONCE says otherwise
 
 
 def samples_of(folder: Path) -> pl.DataFrame:
@@ -131,21 +133,30 @@ def exam_of(samples: pl.DataFrame, head: str) -> Exam:
 
 
 def seen_tests(folder: Path, method: PromptMethod, index: np.ndarray) -> Iterator[torch.Tensor]:
-    """What the method saw of the test pictures `index`, in chunks (1, n, …)."""
+    """What the method saw of the test pictures `index`, in chunks (1, n, …); they are decoded in a
+    thread, a chunk ahead.
+    """
     device = method.backbone.device
-    if method.sees_pixels:
-        view = method.backbone.test_view
-        for start in range(0, len(index), CHUNK):
-            part = index[start : start + CHUNK]
-            pictures = _pictures(folder, part)
-            pixels = torch.stack([view(open_picture(pictures[i])) for i in part])
-            yield method.look(pixels.unsqueeze(0).to(device))
-    else:
-        path = folder / "test.parquet"
-        table = read_table(path, test_schema(vector_dim(path, "image")))
-        row_of = {i: row for row, i in enumerate(table["index"].to_pylist())}
-        features = torch.from_numpy(
-            from_vectors(table["image"])[[row_of[i] for i in index.tolist()]]
-        )
-        for part in features.split(CHUNK):
-            yield method.look(part.unsqueeze(0).to(device))
+    shown = (
+        _test_views(folder, method, index) if method.sees_pixels else _test_features(folder, index)
+    )
+    for part in ahead((waiting(part.unsqueeze(0), device) for part in shown), 1):
+        yield method.look(sent(part, device))
+
+
+def _test_views(folder: Path, method: PromptMethod, index: np.ndarray) -> Iterator[torch.Tensor]:
+    """(n, 3, h, w) pixels of the test pictures, in chunks."""
+    size, view = at_once(CHUNK), method.backbone.test_view
+    for start in range(0, len(index), size):
+        part = index[start : start + size]
+        pictures = _pictures(folder, part)
+        yield torch.stack([view(open_picture(pictures[i])) for i in part])
+
+
+def _test_features(folder: Path, index: np.ndarray) -> Iterator[torch.Tensor]:
+    """(n, e) cached features of the test pictures, in chunks."""
+    path = folder / "test.parquet"
+    table = read_table(path, test_schema(vector_dim(path, "image")))
+    row_of = {i: row for row, i in enumerate(table["index"].to_pylist())}
+    rows = [row_of[i] for i in index.tolist()]
+    yield from torch.from_numpy(from_vectors(table["image"])[rows]).split(at_once(CHUNK))

@@ -11,11 +11,13 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from pipeline.benchmarks.cache import exam_of, samples_of, seen_tests
+from pipeline.benchmarks.cache import CHUNK, exam_of, samples_of, seen_tests
 from pipeline.benchmarks.params import Protocols
-from pipeline.benchmarks.protocols import Exam, exams_of
+from pipeline.benchmarks.protocols import Exam, Run, exams_of
 from pipeline.benchmarks.schemas import EPOCHS, VERDICTS
-from pipeline.prompts.base import PromptMethod, Tokens
+from pipeline.device import FEWER_PICTURES, at_once, within_memory
+from pipeline.errors import InputError
+from pipeline.prompts.base import PromptMethod, Tokens, placed
 
 Name = TypeVar("Name", bound=Hashable)
 States = dict[tuple[int, int, int], Tokens]  # by shots, seed and epoch
@@ -34,41 +36,51 @@ def judge(
 
     Returns:
         (n,) rows of the samples, (n,) labels within the head, and name → (n,) predicted labels.
+
+    Raises:
+        InputError naming the state if a score is not finite, for NaN would count as class 0.
     """
     exam = exam_of(samples_of(folder), head)
-    device = method.backbone.device
-    with torch.inference_mode():
+    less = FEWER_PICTURES.format(at_once(CHUNK))
+    with torch.inference_mode(), within_memory(less):
         classes = method.prepare([exam.names])
-        placed = {
-            name: {m: v.unsqueeze(0).to(device) for m, v in tokens.items()}
-            for name, tokens in states.items()
-        }
-        heads = {name: method.head(tokens, classes) for name, tokens in placed.items()}
+        there = {name: placed(v, method.backbone.device) for name, v in states.items()}
+        heads = {name: method.head(tokens, classes) for name, tokens in there.items()}
         found: dict[Name, list[np.ndarray]] = {name: [] for name in states}
         for seen in seen_tests(folder, method, exam.index):
-            for name, tokens in placed.items():
-                found[name].append(
-                    method.scores(tokens, heads[name], seen)[0].argmax(dim=-1).cpu().numpy()
-                )
+            for name, tokens in there.items():
+                scores = method.scores(tokens, heads[name], seen)[0]
+                if not scores.isfinite().all():
+                    raise InputError(
+                        f"{folder}: scores under the head of {head} classes are not finite "
+                        f"({_words(name)}); the tokens diverged: lower 'tuning.lr' and run "
+                        "`dvc repro` again"
+                    )
+                found[name].append(scores.argmax(dim=-1).cpu().numpy())
     return exam.index, exam.labels, {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _words(state: Hashable) -> str:
+    if isinstance(state, tuple) and len(state) == 3:
+        return "{} shots, seed {}, after epoch {}".format(*state)
+    return str(state)
 
 
 def verdicts(
     source: str,
-    tuned_on: str,
-    run: tuple[int, int],
+    run: Run,
     exam: Exam,
     index: np.ndarray,
     labels: np.ndarray,
     predicted: np.ndarray,
 ) -> pa.Table:
-    """Rows of `VERDICTS` for one state of a prompt; `run` is its shots and seed."""
-    n, (shots, seed) = len(index), run
+    """Rows of `VERDICTS` for the last state of a tuning."""
+    n = len(index)
     columns = [
         [source] * n,
-        [tuned_on] * n,
-        np.full(n, shots),
-        np.full(n, seed),
+        [run.classes] * n,
+        np.full(n, run.shots),
+        np.full(n, run.seed),
         [exam.benchmark] * n,
         [exam.head] * n,
         index,
@@ -109,8 +121,7 @@ def judge_source(
                 parts.append(
                     verdicts(
                         name,
-                        tuned_on,
-                        (shots, seed),
+                        Run(tuned_on, shots, seed),
                         exam,
                         index,
                         labels,

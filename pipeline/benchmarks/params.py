@@ -129,9 +129,9 @@ class FewShot(Section):
 class Tuning(Section):
     """SGD on the few shots; the protocol's values are the defaults."""
 
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0, le=1e38)]  # what 32 bits hold
     # the first epoch's constant rate; then a cosine from `lr`
-    warmup_lr: Annotated[float, Field(gt=0)]
+    warmup_lr: Annotated[float, Field(gt=0, le=1e38)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     batch: Count  # pictures per step

@@ -27,6 +27,9 @@ class Run(NamedTuple):
     shots: int
     seed: int
 
+    def __str__(self) -> str:
+        return f"{self.shots} shots of {self.classes} classes, seed {self.seed}"
+
 
 def runs_of(protocols: Protocols, seeds: list[int]) -> list[Run]:
     return [

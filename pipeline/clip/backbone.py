@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-import os
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline.ahead import ahead
 from pipeline.artifacts import read_json
 from pipeline.clip.text import TextTower, text_tower
 from pipeline.clip.vision import VisionTower, vision_tower
+from pipeline.device import FEWER_PICTURES, at_once, device, sent, waiting, within_memory
 from pipeline.errors import InputError
 from pipeline.upright import upright
 
@@ -51,16 +53,6 @@ class Backbone:
     def logit_scale(self) -> Tensor:
         """1/τ of Eq 1."""
         return self.model.logit_scale.exp()
-
-
-def device() -> torch.device:
-    """DEVICE from the environment, otherwise CUDA if there is one (under `torchrun` each process
-    its own).
-
-    It is no parameter: the task is the same everywhere.
-    """
-    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return torch.device(os.environ.get("DEVICE") or (own if torch.cuda.is_available() else "cpu"))
 
 
 # A buffer that older Hugging Face versions saved among the weights.
@@ -182,7 +174,13 @@ def load_backbone(folder: Path | str) -> Backbone:
         ) from None
     _check_weights(model, weights)
     with safe_open(weights, "pt") as file:
-        model.load_state_dict({k: file.get_tensor(k).float() for k in model.state_dict()})
+        tensors = {k: file.get_tensor(k).float() for k in model.state_dict()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"{weights}: tensor '{name}' holds numbers that are not finite; obtain it again"
+            )
+    model.load_state_dict(tensors)
     where = device()
     model = model.eval().requires_grad_(False).to(where)
 
@@ -231,36 +229,34 @@ def side_read(folder: Path | str) -> int:
     return min(size) if isinstance(size, list) else size
 
 
+def _batches(views: Iterable[Tensor], size: int, where: torch.device) -> Iterator[Tensor]:
+    """(size, 3, h, w), the last one smaller, where the device can fetch them."""
+    views = iter(views)
+    while batch := list(itertools.islice(views, size)):
+        yield waiting(torch.stack(batch), where)
+
+
 @torch.inference_mode()
 def image_features(backbone: Backbone, views: Iterable[Tensor], batch: int = 256) -> Tensor:
-    """(3, h, w) views → (n, e) L2-normalised image features on the CPU."""
-    done, waiting = [], []
+    """(3, h, w) views → (n, e) L2-normalised image features on the CPU.
 
-    def flush() -> None:
-        if waiting:
-            done.append(
-                backbone.model.encode_image(
-                    torch.stack(waiting).to(backbone.device), normalize=True
-                )
-                .float()
-                .cpu()
-            )
-            waiting.clear()
-
-    for view in views:
-        waiting.append(view)
-        if len(waiting) == batch:
-            flush()
-    flush()
+    Views are made in a thread, a batch ahead of the one that is encoded.
+    """
+    batch, done = at_once(batch), []
+    with within_memory(FEWER_PICTURES.format(batch)):
+        for pixels in ahead(_batches(views, batch, backbone.device), 1):
+            seen = sent(pixels, backbone.device)
+            done.append(backbone.model.encode_image(seen, normalize=True).float().cpu())
     return torch.cat(done) if done else torch.zeros(0, backbone.dim)
 
 
 @torch.inference_mode()
 def text_features(backbone: Backbone, texts: Sequence[str], batch: int = 256) -> Tensor:
     """n texts → (n, e) L2-normalised text features on the CPU."""
-    tower = backbone.text
-    done = [
-        tower.features(tower.split(texts[i : i + batch])).float().cpu()
-        for i in range(0, len(texts), batch)
-    ]
+    tower, batch = backbone.text, at_once(batch)
+    with within_memory(FEWER_PICTURES.format(batch)):
+        done = [
+            tower.features(tower.split(texts[i : i + batch])).float().cpu()
+            for i in range(0, len(texts), batch)
+        ]
     return torch.cat(done) if done else torch.zeros(0, backbone.dim)

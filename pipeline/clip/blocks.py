@@ -98,19 +98,18 @@ def _block(block: nn.Module, x: Tensor, mask: Tensor | None, at: Tensor | None) 
     return x if at is None else x[torch.arange(len(x), device=x.device), at].unsqueeze(1)
 
 
-def _in_form(twice: bool, function, *arguments) -> Tensor:
-    """`function` in the form it had at first: the backward pass may run it again in a thread
-    that has no contexts.
+def _in_form(twice: bool, recompute: bool, function, *arguments) -> Tensor:
+    """`function` in the form it had at first: the backward pass runs it again, on a device in a
+    thread that knows none of our contexts.
     """
-    with twice_differentiable() if twice else nullcontext():
+    with twice_differentiable() if twice else nullcontext(), recomputed_activations(recompute):
         return function(*arguments)
 
 
 def _again_backwards(function, *arguments) -> Tensor:
     """`function`, of which only the arguments are kept: it runs again in the backward pass."""
-    return checkpoint(
-        _in_form, _TWICE.get(), function, *arguments, use_reentrant=False, preserve_rng_state=False
-    )
+    form = _TWICE.get(), _RECOMPUTE.get(), function
+    return checkpoint(_in_form, *form, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def in_parts(function, at_once: int, first: Tensor, *others: Tensor | None, dim: int = 0) -> Tensor:

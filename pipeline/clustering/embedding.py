@@ -27,6 +27,7 @@ from pipeline.artifacts import (
     write_table,
 )
 from pipeline.clustering.schemas import sentences_schema
+from pipeline.device import FEWER_PICTURES, at_once, device, within_memory
 from pipeline.engine import mapped
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import KEPT
@@ -101,16 +102,17 @@ def read_alike(tokenizer, texts: list[str], most: int) -> pl.DataFrame:
 
 
 def _encoder(model: str, parts: list[tuple[list[str], pl.DataFrame]]) -> Callable[[int], pa.Table]:
-    encoder = SentenceTransformer(model_path(model))
+    encoder, batch = SentenceTransformer(model_path(model), device=str(device())), at_once(128)
 
     def encode(shard: int) -> pa.Table:
         texts, rows = parts[shard]
-        vectors = encoder.encode(
-            texts,
-            batch_size=128,
-            normalize_embeddings=True,
-            show_progress_bar=sys.stderr.isatty(),
-        )
+        with within_memory(FEWER_PICTURES.format(batch)):
+            vectors = encoder.encode(
+                texts,
+                batch_size=batch,
+                normalize_embeddings=True,
+                show_progress_bar=sys.stderr.isatty(),
+            )
         of_row = rows["vector"].to_numpy()
         kept = usable(vectors)[of_row]
         return pa.table(

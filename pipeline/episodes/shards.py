@@ -4,12 +4,10 @@ artifact.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +31,6 @@ from pipeline.stage import workers
 # of features and pictures: few enough files for any number of tasks, each quickly made again
 SHARD_BYTES = 256e6
 SIZED_BY = 16  # tasks that a shard's number of tasks is reckoned from
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -139,8 +135,9 @@ def write_shards(
         threads.shutdown(cancel_futures=True)
 
 
-def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
-    """All episodes in order; unless `pictures`, their bytes stay on disk.
+def read_episodes(folder: Path, pictures: bool = False, skip: int = 0) -> Iterator[Episode]:
+    """The episodes behind the first `skip`, in order; unless `pictures`, their bytes stay on disk.
+    Nothing is read of those that are skipped.
 
     Raises InputError naming the shard if it is missing, truncated, damaged or of another schema.
     """
@@ -148,7 +145,8 @@ def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
     dim = vector_dim(paths[0], "image")
     for path in paths:
         file = open_table(path, episodes_schema(dim))
-        for group in range(file.num_row_groups):
+        first, skip = min(skip, file.num_row_groups), max(0, skip - file.num_row_groups)
+        for group in range(first, file.num_row_groups):
             with naming_damage(path):
                 table = file.read_row_group(
                     group,
@@ -177,17 +175,8 @@ def read_episodes(folder: Path, pictures: bool = False) -> Iterator[Episode]:
             )
 
 
-def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
-    """The same items in the same order, up to `count` of them made in a thread while the present
-    one is used.
-
-    What making an item raises is raised in its place. Closing this iterator ends the thread.
-    """
-    thread, end = ThreadPoolExecutor(1), object()
-    try:
-        coming = deque(thread.submit(next, items, end) for _ in range(count))
-        while (item := coming.popleft().result()) is not end:
-            coming.append(thread.submit(next, items, end))
-            yield item  # type: ignore[misc]  # what is not the end is an item
-    finally:
-        thread.shutdown(cancel_futures=True)
+def count_episodes(folder: Path) -> int:
+    """How many there are, by the shards' footers."""
+    paths = shard_paths(folder)
+    schema = episodes_schema(vector_dim(paths[0], "image"))
+    return sum(open_table(path, schema).num_row_groups for path in paths)

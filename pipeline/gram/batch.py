@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.ahead import ahead
 from pipeline.clip.backbone import open_picture
-from pipeline.episodes.shards import Episode, ahead, read_episodes
+from pipeline.device import sent, waiting
+from pipeline.episodes.shards import Episode, count_episodes, read_episodes
 from pipeline.errors import InputError
 from pipeline.prompts.base import PromptMethod
 from pipeline.stage import workers
@@ -24,22 +26,18 @@ def batches(folder: Path, size: int, skip: int, pictures: bool = False) -> Itera
     """Batches of episodes, pass after pass, from batch `skip` on. A pass's last incomplete batch
     is left out.
     """
-
-    def endless() -> Iterator[list[Episode]]:
-        while True:
-            waiting, full = [], 0
-            for episode in read_episodes(folder, pictures):
-                waiting.append(episode)
-                if len(waiting) == size:
-                    yield waiting
-                    waiting, full = [], full + 1
-            if not full:
-                raise InputError(
-                    f"{folder}: holds {len(waiting)} tasks, fewer than one batch of 'meta_batch' "
-                    f"= {size}; raise 'tasks' of this entry of 'episodes'"
-                )
-
-    return itertools.islice(endless(), skip, None)
+    tasks = count_episodes(folder)
+    in_a_pass = tasks // size
+    if not in_a_pass:
+        raise InputError(
+            f"{folder}: holds {tasks} tasks, fewer than one batch of 'meta_batch' = {size}; raise "
+            "'tasks' of this entry of 'episodes'"
+        )
+    for number in itertools.count(skip // in_a_pass):
+        before = skip % in_a_pass if number == skip // in_a_pass else 0
+        episodes = read_episodes(folder, pictures, before * size)
+        for _ in range(in_a_pass - before):
+            yield list(itertools.islice(episodes, size))
 
 
 @dataclass(frozen=True)
@@ -61,28 +59,18 @@ class Batch:
 
 
 def shown(method: PromptMethod, tasks: list[Episode], each: Callable = map) -> list[torch.Tensor]:
-    """The tasks' support and query on the CPU: cached features, or decoded pictures if the
+    """The tasks' support and query, waiting on the CPU: cached features, or decoded pictures if the
     method needs them, by `each` (like map).
     """
 
     def stack(features, pictures) -> torch.Tensor:
         if not method.sees_pixels:
             return torch.from_numpy(np.stack([getattr(t, features) for t in tasks]))
-        return torch.stack(
-            [
-                torch.stack(
-                    list(
-                        each(
-                            lambda p: method.backbone.test_view(open_picture(p)),
-                            getattr(t, pictures),
-                        )
-                    )
-                )
-                for t in tasks
-            ]
-        )
+        view = lambda p: method.backbone.test_view(open_picture(p))
+        return torch.stack([torch.stack(list(each(view, getattr(t, pictures)))) for t in tasks])
 
-    return [stack("support", "support_pictures"), stack("query", "query_pictures")]
+    parts = stack("support", "support_pictures"), stack("query", "query_pictures")
+    return [waiting(part, method.backbone.device) for part in parts]
 
 
 def load_batch(
@@ -94,7 +82,7 @@ def load_batch(
     that the towers' results there would depend on what the first one does meanwhile.
     """
     device = method.backbone.device
-    support, query = (method.look(part.to(device)) for part in pictures or shown(method, tasks))
+    support, query = (method.look(sent(part, device)) for part in pictures or shown(method, tasks))
     labels = [
         torch.from_numpy(np.stack([getattr(t, part) for t in tasks])).to(device)
         for part in ("support_labels", "query_labels")

@@ -12,9 +12,13 @@ from torch import Tensor
 
 
 def join(device: torch.device) -> tuple[int, int]:
-    """(rank, processes): (0, 1) unless `torchrun` started us."""
+    """(rank, processes): (0, 1) unless `torchrun` started us. The device becomes the process's own,
+    so that what names none lands there too.
+    """
     if "RANK" not in os.environ:
         return 0, 1
+    if device.index is not None and device.type != "cpu":
+        torch.get_device_module(device).set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size()

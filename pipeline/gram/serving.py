@@ -10,6 +10,7 @@ import torch
 
 from pipeline.clip.backbone import image_features, load_backbone, open_picture
 from pipeline.errors import InputError
+from pipeline.prompts.base import placed
 from pipeline.prompts.starts import load_start, method_of
 
 MODEL = Path(__file__).with_name("mlflow_model.py")
@@ -79,15 +80,17 @@ class Classifier:
             return []
         method = method_of(self.start.about, self.backbone, template)
         seen = torch.stack(views) if method.sees_pixels else image_features(self.backbone, views)
-        tokens = {
-            name: rows.unsqueeze(0).to(self.backbone.device)
-            for name, rows in self.start.theta.items()
-        }
+        tokens = placed(self.start.theta, self.backbone.device)
         chances = method.logits(
             tokens,
             method.prepare([list(names)]),
             method.look(seen.unsqueeze(0).to(self.backbone.device)),
         )[0].softmax(dim=-1)
+        if not chances.isfinite().all():
+            raise InputError(
+                "the classifier's probabilities are not finite; its start or its backbone is "
+                "damaged"
+            )
         best = chances.max(dim=-1)
         return [
             {"label": names[label], "probability": chance}

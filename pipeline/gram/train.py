@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from pipeline.clip.blocks import recomputed_activations
+from pipeline.device import within_memory
 from pipeline.episodes.shards import Episode
-from pipeline.errors import InputError
+from pipeline.errors import InputError, naming
 from pipeline.gram import parallel
 from pipeline.gram.batch import Batch, batches, load_batch, read_ahead
 from pipeline.gram.checkpoint import load_checkpoint, save_checkpoint
@@ -32,6 +33,10 @@ from pipeline.gram.regulator import Phi
 from pipeline.prompts.base import PromptMethod, Tokens
 from pipeline.stage import progress, unwatched
 
+LESS = (
+    "give `--tasks-at-once 1`, set 'outer.recompute' to true or 'outer.precision' to bf16, or "
+    "lower 'ways', 'support_shots' or 'query_shots'"
+)
 COLUMNS = (
     "step",
     "start_loss",
@@ -249,6 +254,12 @@ def _shares(method: PromptMethod, batch: int, at_once: int | None) -> Callable:
     Raises InputError if the processes cannot share a batch evenly.
     """
     rank, processes = parallel.join(method.backbone.device)
+    if processes > batch:
+        raise InputError(
+            f"'meta_batch' is {batch}, but {processes} processes were started, and each takes at "
+            f"least one task of a batch; start at most {batch} (torchrun --nproc-per-node "
+            f"{batch}), or raise 'meta_batch' to a multiple of {processes} (another result)"
+        )
     at_once = at_once or (1 if method.sees_pixels else batch // processes)
     if batch % (processes * at_once):
         raise InputError(
@@ -287,13 +298,11 @@ def meta_train(
     bar = place.progress(range(done, settings.steps), "meta-steps")
     tasks = batches(place.episodes, settings.batch, done, method.sees_pixels)
     for step, read in zip(bar, read_ahead(method, tasks, shares), strict=False):
-        loaded, measure = [load_batch(method, *share) for share in read], outer.measure_every
-        try:
+        with naming(f"{place.episodes}: at meta-step {step}", ", "), within_memory(LESS):
+            loaded, measure = [load_batch(method, *share) for share in read], outer.measure_every
             found = meta_step(
                 method, theta, phi, loaded, settings.inner, outer, step % measure == 0
             )
-        except InputError as error:
-            raise InputError(f"{place.episodes}: at meta-step {step}, {error}") from None
         norms = {
             "theta_norm": _clipped(theta, found.theta, outer.clip_norm),
             "phi_norm": _clipped(phi, found.phi, outer.clip_norm),

@@ -11,8 +11,10 @@ from pipeline.benchmarks.evaluation import judge_source
 from pipeline.benchmarks.headline import headline, in_words
 from pipeline.benchmarks.judged import read_verdicts, save_judged
 from pipeline.benchmarks.params import Benchmark, Count, Protocols, Seeds, Tuning
+from pipeline.benchmarks.protocols import Run
 from pipeline.clip.backbone import Backbone
 from pipeline.clip.params import BackboneParams
+from pipeline.errors import naming
 from pipeline.gram.tune import tune
 from pipeline.prompts.starts import Start, method_of, save_start
 from pipeline.stage import progress, unwatched
@@ -70,9 +72,9 @@ def tune_and_judge(
         method = method_of(start.about, backbone, trial.benchmarks[name].template)
         drawn = few_shots(folder / name, method, "base", shots, draw)
         curve = f"loss/{name}"
-        tuned = tune(
-            method, start, drawn, tuning, draw, lambda epoch, loss: watch(epoch, **{curve: loss})
-        )
+        told = lambda epoch, loss, curve=curve: watch(epoch, **{curve: loss})
+        with naming(f"{start.prompt} on {name}, {Run('base', shots, draw)}"):
+            tuned = tune(method, start, drawn, tuning, draw, told)
         after = {(shots, seed, epoch): t for epoch, t in enumerate([start.theta, *tuned])}
         judged = judge_source(name, settings, {"base": after, "all": {}}, lambda _: method, folder)
         save_judged(judged, work, name)

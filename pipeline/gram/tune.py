@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
 
 import numpy as np
 import torch
 
+from pipeline.ahead import ahead
 from pipeline.benchmarks.cache import Draw
 from pipeline.benchmarks.params import Tuning
+from pipeline.device import sent, waiting, within_memory
+from pipeline.errors import InputError
 from pipeline.gram.meta import cross_entropy
 from pipeline.gram.regulator import regulate
-from pipeline.prompts.base import PromptMethod, Tokens
+from pipeline.prompts.base import PromptMethod, Tokens, placed
 from pipeline.prompts.starts import Start
 from pipeline.stage import unwatched
+
+LESS = "lower 'tuning.batch', or the batch of this kind of prompt in 'tuning.batch_of'"
 
 
 def learning_rate(epoch: int, epochs: int, settings: Tuning) -> float:
@@ -27,6 +33,22 @@ def learning_rate(epoch: int, epochs: int, settings: Tuning) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
+def _steps(draw: Draw, batch: int, seed: int, device: torch.device) -> Iterator[list[torch.Tensor]]:
+    """Views (1, b, …) and labels (1, b) of every step, epoch after epoch, waiting on the CPU; the
+    pictures left over at an epoch's end are left out.
+    """
+    order = np.random.default_rng(seed)
+    for views in draw.views:
+        shuffled = order.permutation(len(draw.labels))
+        for first in range(0, len(draw.labels) - batch + 1, batch):
+            rows = shuffled[first : first + batch]
+            parts = (
+                torch.as_tensor(views[rows]),
+                torch.from_numpy(draw.labels[rows].astype(np.int64)),
+            )
+            yield [waiting(part.unsqueeze(0), device) for part in parts]
+
+
 def tune(
     method: PromptMethod,
     start: Start,
@@ -35,7 +57,8 @@ def tune(
     seed: int,
     watch: Callable = unwatched,
 ) -> list[Tokens]:
-    """SGD with momentum on the few shots, from a start's θ, every gradient through its φ.
+    """SGD with momentum on the few shots, from a start's θ, every gradient through its φ. Pictures
+    are decoded in a thread, up to two steps ahead.
 
     Args:
         seed: of the order in which pictures come. watch: told of every epoch's mean loss, as
@@ -43,46 +66,48 @@ def tune(
 
     Returns:
         The tokens after every epoch, on the CPU.
+
+    Raises:
+        InputError if a loss or a token is not finite, or a step does not fit the device's memory.
     """
+    device = method.backbone.device
     classes = method.prepare([draw.names])
-    tokens = {m: v.clone().unsqueeze(0).requires_grad_() for m, v in start.theta.items()}
+    tokens = {m: v.clone().requires_grad_() for m, v in placed(start.theta, device).items()}
+    phi = {m: v.to(device) for m, v in start.phi.items()}
     optimiser = torch.optim.SGD(
         tokens.values(),
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-    order, kept = np.random.default_rng(seed), []
-    batch = min(settings.batch, len(draw.labels))
-    for epoch, views in enumerate(draw.views):
-        optimiser.param_groups[0]["lr"] = learning_rate(epoch, len(draw.views), settings)
-        shuffled, losses = order.permutation(len(draw.labels)), []
-        for first in range(0, len(draw.labels) - batch + 1, batch):
-            rows = shuffled[first : first + batch]
-            losses.append(
-                _gradients(method, tokens, classes, start, views[rows], draw.labels[rows])
-            )
-            optimiser.step()
-        watch(epoch + 1, loss=torch.stack(losses).mean().item())
-        kept.append({m: v.detach().squeeze(0).cpu().clone() for m, v in tokens.items()})
+    batch, kept = min(settings.batch, len(draw.labels)), []
+    with within_memory(LESS), closing(ahead(_steps(draw, batch, seed, device), 2)) as steps:
+        for epoch in range(len(draw.views)):
+            optimiser.param_groups[0]["lr"] = learning_rate(epoch, len(draw.views), settings)
+            losses = []
+            for views, labels in islice(steps, len(draw.labels) // batch):
+                seen = method.look(sent(views, device))
+                loss = cross_entropy(
+                    method.logits(tokens, classes, seen), sent(labels, device)
+                ).sum()
+                gradients = dict(
+                    zip(tokens, torch.autograd.grad(loss, list(tokens.values())), strict=True)
+                )
+                with torch.no_grad():
+                    for name, g in regulate(phi, gradients, start.input_scale).items():
+                        tokens[name].grad = g
+                optimiser.step()
+                losses.append(loss.detach())
+            mean = torch.stack(losses).mean().item()
+            kept.append({m: v.detach().squeeze(0).cpu().clone() for m, v in tokens.items()})
+            _require_finite(mean, kept)
+            watch(epoch + 1, loss=mean)
     return kept
 
 
-def _gradients(
-    method: PromptMethod,
-    tokens: Tokens,
-    classes: Any,
-    start: Start,
-    views: np.ndarray | torch.Tensor,
-    labels: np.ndarray,
-) -> torch.Tensor:
-    """Gives the tokens (1, rows, d) their regulated gradients; returns the loss."""
-    device = method.backbone.device
-    seen = method.look(torch.as_tensor(views).unsqueeze(0).to(device))
-    wanted = torch.from_numpy(labels.astype(np.int64)).unsqueeze(0).to(device)
-    loss = cross_entropy(method.logits(tokens, classes, seen), wanted).sum()
-    gradients = dict(zip(tokens, torch.autograd.grad(loss, list(tokens.values())), strict=True))
-    with torch.no_grad():
-        for name, g in regulate(start.phi, gradients, start.input_scale).items():
-            tokens[name].grad = g
-    return loss.detach()
+def _require_finite(loss: float, kept: list[Tokens]) -> None:
+    if not (math.isfinite(loss) and all(v.isfinite().all() for v in kept[-1].values())):
+        raise InputError(
+            f"tuning diverged: after epoch {len(kept)}, whose mean loss is {loss:.4g}, tokens are "
+            "not finite; lower 'tuning.lr' (or 'tuning.warmup_lr', the first epoch's)"
+        )

@@ -85,6 +85,11 @@ def random_rows(rows: int, width: int, generator: torch.Generator, device: torch
     return (torch.randn(rows, width, generator=generator) * 0.02).to(device)
 
 
+def placed(tokens: Tokens, device: torch.device) -> Tokens:
+    """{name: (rows, d)} as it is stored → {name: (1, rows, d)} on the device, as of one task."""
+    return {name: rows.unsqueeze(0).to(device) for name, rows in tokens.items()}
+
+
 def linear_rows(
     outputs: int, inputs: int, generator: torch.Generator, device: torch.device
 ) -> Tensor:

@@ -43,7 +43,10 @@ class Start:
 def save_tensors(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
     """Tensors with `metadata` under one key: safetensors writes several in an order that changes
     from run to run.
+
+    Raises InputError if a number is not finite.
     """
+    _require_finite(tensors, path, "what it was learned with diverged: lower the learning rates")
     with replacing(path) as temporary:
         save_file(
             {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
@@ -58,14 +61,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path}: missing; `dvc repro` makes it")
     try:
         with safe_open(path, "pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, json.loads(
-                (file.metadata() or {}).get("about", "{}")
-            )
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
     except SafetensorError as error:
         raise InputError(
             f"{path}: not a complete safetensors file ({error}); delete it and run `dvc repro` "
             "again"
         ) from None
+    _require_finite(tensors, path, "delete it and run `dvc repro` again")
+    return tensors, about
+
+
+def _require_finite(tensors: dict[str, Tensor], path: Path, remedy: str) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: '{name}' holds numbers that are not finite; {remedy}")
 
 
 def digest_of(folder: Path) -> str:

@@ -37,12 +37,15 @@ LIBRARIES = (
 # They change speed, or last bits of results, without being parameters.
 SETTINGS = (
     "CUDA_VISIBLE_DEVICES",
+    "DETERMINISTIC",
+    "DEVICE",
     "ENGINE",
     "MKL_NUM_THREADS",
     "NUMBA_NUM_THREADS",
     "OMP_NUM_THREADS",
     "OPENBLAS_CORETYPE",
     "OPENBLAS_NUM_THREADS",
+    "PICTURES_AT_ONCE",
     "WORLD_SIZE",
 )
 LOCK = ":(exclude)*dvc.lock"  # DVC itself writes it between stages
