@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import posixpath
 import re
@@ -599,12 +600,30 @@ def problems(script: Path) -> list[str]:
     return [module.problem for module in made if module.problem]
 
 
+def _stage_script() -> Path | None:
+    """The stage script that this process is, if it is one."""
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "-").resolve()
+    return script if script.parent == ROOT / "stages" else None
+
+
+def edited_since(taken: Path) -> list[str]:
+    """The files of the running stage script that are not as a folder of digests (stages/code.py)
+    says; none if it says nothing of the script.
+    """
+    script = _stage_script()
+    path = taken / f"{script.stem}.json" if script else taken
+    if script is None or not path.is_file():
+        return []
+    told = json.loads(path.read_text(encoding="utf-8"))
+    found = {file: digest for file, digest in digests(script).items() if digest}
+    return sorted(f for f in told.keys() | found.keys() if told.get(f) != found.get(f))
+
+
 def running() -> str:
     """A digest of the code that this process runs: of its stage script, or, elsewhere (a test, a
     notebook), of what is loaded of the project.
     """
-    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "-").resolve()
-    if script.parent == ROOT / "stages":
+    if script := _stage_script():
         found = digests(script)
     else:
         files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}

@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from pipeline import params
 from pipeline.artifacts import keeps_parts, write_json
+from pipeline.code import edited_since
 from pipeline.errors import InputError
 from pipeline.owner import end_with_dvc
 from pipeline.tracking import journal, record
 
 TOLD = 60  # seconds
+CODE = Path("data/code")  # what the stage `code` writes
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -172,6 +174,7 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
     try:
         if watched and tracked:
             journal.begin(began)
+        _check_code()
         words, figures, target = main()
         figures = measured(figures)
         if target and first_process():
@@ -208,6 +211,18 @@ def _what_stays() -> str:
     if keeps_parts():
         return "finished parts are kept and the next run goes on from them"
     return "it has no finished part to keep, so the next run begins anew"
+
+
+def _check_code() -> None:
+    """DVC keeps a result under the digests that it took of the code before, so that nothing may be
+    made with other code: neither by this run, nor by whoever takes it from the cache.
+    """
+    edited = edited_since(CODE) if os.environ.get("DVC_STAGE") else []
+    if edited:
+        raise InputError(
+            f"{', '.join(edited)}: edited since `dvc repro` took the digests of the code; run it "
+            "again (`dvc repro code` first if you run a single stage)"
+        )
 
 
 def _remember(began: float, seconds: float, status: str, figures: dict[str, Any]) -> None:

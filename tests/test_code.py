@@ -344,3 +344,21 @@ def test_an_unfinished_script_stops_nobody(repository):
     assert "stages/scratch.py, line 1: not Python" in done.stderr
     assert "pipeline/clustering/domains.py, line" in done.stderr and "will fail" in done.stderr
     assert {n for n in now if now[n] != before.get(n)} == {"scratch", "domains"}
+
+
+def test_a_stage_does_not_run_other_code_than_dvc_took_the_digests_of(repository):
+    """Edited between `code` and the stage, or with `--single-item`: the result would be kept, and
+    shared, under the code of before.
+    """
+    codes(repository)
+    (repository / "data").mkdir()
+    (repository / "code-of-now").rename(repository / "data" / "code")
+    command = [sys.executable, "stages/index.py", "--captions", "none", "--shards", "none"]
+    command += ["--out", "pairs.parquet"]
+    here = {"cwd": repository, "check": False, "PYTHONPATH": "", "DVC_ROOT": repository}
+    edit(repository, "pipeline/pairs/index.py", "str(error)", "repr(error)")
+    done = run(*command, DVC_STAGE="index", **here)
+    assert done.returncode == 1 and "pipeline/pairs/index.py: edited since" in done.stderr
+    assert "edited since" not in run(*command, **here).stderr  # by hand, whoever edits knows
+    edit(repository, "pipeline/pairs/index.py", "repr(error)", "str(error)")
+    assert "edited since" not in run(*command, DVC_STAGE="index", **here).stderr
