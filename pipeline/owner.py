@@ -126,11 +126,14 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _adopts(process: psutil.Process) -> bool:
-    """Whether it is what orphans are given to (init, a container's first process), and no DVC."""
+    """Whether it is what orphans are given to: a user's systemd, or the first process of all or of
+    a container, unless that is DVC itself.
+    """
     try:
-        return not {"python", "pypy", "dvc"} & set(re.findall("[a-z]+", Path(process.exe()).name))
-    except psutil.Error:
-        return True
+        words = set(re.findall("[a-z]+", Path(process.exe()).name))
+    except psutil.Error:  # another user's
+        words = set()
+    return "systemd" in words or (process.pid == 1 and not {"python", "pypy", "dvc"} & words)
 
 
 def _end() -> None:

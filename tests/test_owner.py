@@ -16,6 +16,7 @@ from pipeline.owner import above, owned
 
 HOLD = """
 import sys, time
+from pathlib import Path
 from pipeline.artifacts import resumable_folder
 with resumable_folder(Path(sys.argv[1]), "x" * 16) as work:
     (work / "part").write_text("one")
@@ -131,6 +132,23 @@ def test_a_stage_ends_with_its_dvc(tmp_path, how, stubborn):
     assert chain[0].name() == "sh"
     _, said = dvc.communicate()
     assert "the dvc that ran it is gone" in said
+
+
+def test_a_shell_by_hand_is_no_orphanage(tmp_path):
+    """The stage's name may be set by a person, to have a run tracked."""
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import time\nfrom pipeline import stage\n"
+        "stage.run(lambda: (time.sleep(1.5), ('done', {}, None))[1])\n"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f"DVC_STAGE=x {sys.executable} {script}; true"],
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "stage: done" in done.stdout, done.stderr
 
 
 def test_by_hand_nobody_is_watched(monkeypatch):
