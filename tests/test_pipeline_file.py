@@ -283,3 +283,15 @@ def test_every_stage_explains_itself_wherever_it_is_started():
     for script, (help_, imports_from) in told.items():
         assert f"python stages/{Path(script).name}" in help_ and "--params" in help_, script
         assert imports_from == str(ROOT), script  # of this checkout, not of an installed one
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "profiles/paper.yaml", "dvc.yaml", "dvc.lock"])
+def test_libyaml_reads_what_python_reads(name):
+    """DVC and `read_yaml` parse by libyaml where it is; the environment has it, for DVC parses
+    params.yaml anew for every stage.
+    """
+    from ruamel.yaml.main import CParser
+
+    text = (ROOT / name).read_text()
+    assert CParser is not None and YAML(typ="safe").Parser is CParser
+    assert YAML(typ="safe").load(text) == YAML(typ="safe", pure=True).load(text)
