@@ -242,6 +242,15 @@ def test_a_copied_picture_stays_or_goes_with_all_its_captions(tmp_path):
     assert kept["reason"].to_pylist() == ["same file", "same file", "", ""]
 
 
+def test_the_same_caption_of_the_same_picture_is_a_copy(tmp_path):
+    """Of a table with keys of its own, in which a row is repeated."""
+    rows = [("one", "a"), ("two", "a"), ("one", "a"), ("one", "b")]
+    image, text = np.array([[1, 0]] * 3 + [[0, 1]]), np.array([[1, 1]] * 4)
+    where = pairs_of(tmp_path, rows, image, text, picture=["k00", "k00", "k00", "k03"])
+    kept, _ = filter_pairs(*where, any_score())
+    assert kept["reason"].to_pylist() == ["", "", "same file", ""]
+
+
 def test_a_picture_of_many_captions_is_one_neighbour():
     """With `csls`, five rows of one picture would be half of a caption's ten nearest pictures."""
     rng = np.random.default_rng(0)
@@ -369,7 +378,7 @@ def test_nothing_fetched_is_said_as_such(shared, tmp_path):
 def test_a_page_shows_a_picture_once(shared):
     top = shared[0]
     pairs = read_pairs(top / "pairs.parquet", ["key", "shard"])
-    keys = ["00", "01", "02", "20", "21"]
+    keys = ["01", "02", "03", "20", "21"]
     domains = pl.DataFrame({"key": keys, "topic": [0] * 5, "domain": [0] * 5})
     kept = pl.DataFrame({"key": keys, "caption": keys, "strength": [1.0] * 5})
     labels = pl.DataFrame({"topic": [0], "name": ["a"], "size": [5], "words": [["a"]]})

@@ -160,10 +160,11 @@ def copies(passing: pl.DataFrame, image: np.ndarray, settings: Filter) -> pl.Dat
     with a better caption, or else (almost) looks like one.
 
     Of copies, the picture stays whose best caption has the highest score, with all its captions:
-    these are no copies of one another.
+    these are no copies of one another, unless they are the same.
 
     Args:
-        passing: key, picture, sha256, score, and `row`, the place of its features in `image`.
+        passing: key, caption, picture, sha256, score, and `row`, the place of its features in
+            `image`.
     """
     pictures = passing.sort("score", "key", descending=[True, False]).unique(
         "picture", keep="first", maintain_order=True
@@ -176,7 +177,10 @@ def copies(passing: pl.DataFrame, image: np.ndarray, settings: Filter) -> pl.Dat
         on="picture",
         how="left",
     )
-    return passing.join(found.with_columns(pl.col("near_copy").fill_null(False)), on="picture")
+    repeated = pl.struct("picture", "caption").is_first_distinct().not_()
+    return passing.join(found, on="picture", maintain_order="left").with_columns(
+        pl.col("near_copy").fill_null(False), same_file=pl.col("same_file") | repeated
+    )
 
 
 def filter_pairs(
