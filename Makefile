@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 GIT_REMOTE ?= origin
 PORT ?= 5000
 # The stages whose outputs are enough to meta-train, tune, evaluate and report.
-LEARNING := code|gallery|episodes|labelled_episodes|start|metatrain|benchmark|tune|tune_meta|zero_shot|evaluate|evaluate_meta|report
+LEARNING := code|batch|batch_meta|gallery|episodes|labelled_episodes|start|metatrain|benchmark|tune|tune_meta|zero_shot|evaluate|evaluate_meta|publish|report
 READY := $(VENV)/.ready
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.benchmarks.cache import Draw
-from pipeline.benchmarks.params import Tuning
+from pipeline.benchmarks.params import Sgd
 from pipeline.clip.backbone import Backbone
 from pipeline.errors import InputError
 from pipeline.gram.tune import tune
@@ -32,7 +32,7 @@ NEED_START = ("start", "coop-start")
 NEED_VIEWS = ("coop", "coop-start")
 VIEWS = 4  # augmented views of each picture that prompts are tuned on, beside its centre
 STEPS = 60
-TUNING = Tuning(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
+TUNING = Sgd(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
 CONTEXT_TOKENS = 4  # of plain CoOp: "a photo of a"
 # Of the probe's squared distance to the zero-shot head, in logits. From 0.001 to 0.01 accuracy
 # hardly changes, at 0.1 the pictures teach little (docs/own-pictures.md).

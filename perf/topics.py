@@ -137,12 +137,12 @@ def run_ours(
 
     from pipeline.clustering.topics import find_topics
 
-    topic, _, _, _ = find_topics(
+    topic = find_topics(
         vectors,
         job.topics,
         job.seed,
         lambda items, label, total=None: tqdm(items, total=total, disable=True),
-    )
+    ).topic
     counted = count_words(captions, job.label)
     return topic, {
         f: [

@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.benchmarks.cache import Draw
-from pipeline.benchmarks.params import Tuning
+from pipeline.benchmarks.params import Sgd
 from pipeline.benchmarks.views import train_view
 from pipeline.clip.backbone import Backbone, image_features
 from pipeline.gram.regulator import Phi
@@ -51,7 +51,7 @@ from pipeline.prompts.base import Tokens
 from pipeline.prompts.starts import Start
 
 SHOTS, SEED = 16, 1
-SETTINGS = Tuning(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
+SETTINGS = Sgd(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
 
 
 @dataclass

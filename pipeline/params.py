@@ -64,6 +64,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Distinct = AfterValidator(_once_each)  # for lists in which a value given twice would count twice
 
 
+class Part(Section):
+    """Some keys of a mapping in params.yaml: what one stage reads, while others read the rest.
+
+    The stage depends on these keys alone, so every one of them must be there.
+    """
+
+
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The whole file. ruamel reads YAML 1.2, where `1e-05` (as DVC writes it) is a number."""
     try:
@@ -157,6 +164,11 @@ def read_so_far() -> dict[str, Any]:
     return dict(_read)
 
 
+def fields_of(kind: Any) -> list[str]:
+    """The keys that a stage depends on one by one; none where it depends on the whole value."""
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, Part) else []
+
+
 def load_params(
     path: Path | str, reads: dict[str, tuple[str, Any]], **names: str
 ) -> SimpleNamespace:
@@ -175,8 +187,13 @@ def load_params(
     found = {}
     for attribute, (key, kind) in reads.items():
         full = key.format(**names)
-        found[attribute] = validate(kind, lookup(values, full, path), full, path)
-        _read[full] = lookup(values, full, path)
+        value = lookup(values, full, path)
+        if fields := fields_of(kind):
+            value = {k: v for k, v in value.items() if k in fields} if value else value
+            _read.update({f"{full}.{k}": v for k, v in value.items()})
+        else:
+            _read[full] = value
+        found[attribute] = validate(kind, value, full, path)
     return SimpleNamespace(**found)
 
 

@@ -18,7 +18,14 @@ from typing import Literal, get_args
 
 from pydantic import model_validator
 
-from pipeline.benchmarks.params import Benchmark, Evaluate, FewShot, Protocols, Tuning
+from pipeline.benchmarks.params import (
+    Benchmark,
+    Evaluate,
+    FewShot,
+    PromptTemplate,
+    Protocols,
+    Tuning,
+)
 from pipeline.clip.params import BackboneParams
 from pipeline.clustering.params import Domains, Embed, Label, Topics
 from pipeline.episodes.params import Episodes, Labelled, Shots, Ways
@@ -88,6 +95,7 @@ class Params(Section):
     outer: Outer
     methods: Methods
     benchmarks: dict[Name, Benchmark]
+    templates: dict[Name, PromptTemplate]
     protocols: dict[Name, Protocols]
     few_shot: FewShot
     tuning: Tuning
@@ -161,8 +169,16 @@ class Params(Section):
                             "leaves the source out: remove it (it is judged anyway)"
                         )
         for name in self.study.benchmarks:
-            wanted = Protocols(base_to_new=[self.study.shots])
+            wanted = Protocols(base_to_new=[self.study.shots], all_classes=[])
             yield from self._lacks_shots("study.benchmarks", name, "base", wanted)
+        for name in self.benchmarks:
+            if name not in self.templates:
+                yield (
+                    f"templates has no '{name}', which is an entry of 'benchmarks'; add its "
+                    'hand-written prompt there, for example "a photo of a {}."'
+                )
+        for name in self.templates:
+            yield from self._lacks_benchmark("templates", name)
 
     def _lacks_benchmark(self, place: str, name: str) -> Iterator[str]:
         if name not in self.benchmarks:
@@ -186,9 +202,16 @@ class Params(Section):
 
     def remarks(self) -> list[str]:
         """What is named but left out, as there is no such thing."""
+        titles = [
+            f"{place}methods.titles names '{name}', but there is no such method; it is left out"
+            for place, owner in self._owners()
+            for name in owner.methods.titles
+            if name not in owner.methods.names
+        ]
         return [
-            *known_pairs(self.report.pairs, self.methods.titles(), "report.pairs")[1],
-            *known_pairs(self.study.pairs, self.study.methods.titles(), "study.pairs")[1],
+            *titles,
+            *known_pairs(self.report.pairs, self.methods.called, "report.pairs")[1],
+            *known_pairs(self.study.pairs, self.study.methods.called, "study.pairs")[1],
             *(
                 f"evaluate.curve_epochs has {epoch}, but 'few_shot.epochs' is "
                 f"{self.few_shot.epochs}; it is left out"

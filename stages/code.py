@@ -13,11 +13,16 @@ from pathlib import Path
 
 from pipeline.artifacts import write_json
 from pipeline.code import digests, is_of_a_method, problems
-from pipeline.gram.params import Method, Methods, Tuned
+from pipeline.gram.params import MetaMethod, Method
 from pipeline.params import load_params
 from pipeline.stage import parser, run, warn
 
-READS = {"methods": ("methods", Methods), "study": ("study.methods", Tuned)}
+READS = {
+    "direct": ("methods.direct", dict[str, Method]),
+    "meta": ("methods.meta", dict[str, MetaMethod]),
+    "study_direct": ("study.methods.direct", dict[str, Method]),
+    "study_meta": ("study.methods.meta", dict[str, MetaMethod]),
+}
 
 
 def kinds_of(method: Method) -> dict[str, str]:
@@ -43,8 +48,9 @@ def main():
             broken.setdefault(problem, []).append(script.stem)
         write(digests(script), args.out / f"{script.stem}.json")
         if is_of_a_method(script):
-            table = p.study if script.stem.startswith("study_") else p.methods
-            for name, method in (table.direct | table.meta).items():
+            study = script.stem.startswith("study_")
+            methods = p.study_direct | p.study_meta if study else p.direct | p.meta
+            for name, method in methods.items():
                 path = args.out / script.stem / f"{name}.json"
                 write(digests(script, kinds_of(method)), path)
     for problem, stems in broken.items():

@@ -89,7 +89,7 @@ def main():
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    titles, sources = p.study.methods.titles(), p.study.benchmarks
+    titles, sources = p.study.methods.called, p.study.benchmarks
 
     found, epochs = [], []
     for method in titles:
@@ -108,14 +108,14 @@ def main():
         .agg(pl.col("top1").mean())
         .sort("method", "head", "epoch")
     )
-    regulated = {
-        n: m
+    regulated = [
+        n
         for n, m in p.study.methods.meta.items()
         if m.algorithm == "gram" and m.regulator == "affine"
-    }
+    ]
     curves = {
-        m.title: [pl.read_csv(args.runs / n / str(seed) / "curve.csv") for seed in p.study.seeds]
-        for n, m in regulated.items()
+        titles[n]: [pl.read_csv(args.runs / n / str(seed) / "curve.csv") for seed in p.study.seeds]
+        for n in regulated
     }
     compared, remarks = known_pairs(p.study.pairs, titles, "study.pairs")
     for remark in remarks:

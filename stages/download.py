@@ -19,10 +19,10 @@ from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.pairs.download import Effort, download
 from pipeline.pairs.params import Download
 from pipeline.params import load_params
-from pipeline.sources.params import Source
+from pipeline.sources.params import Site
 from pipeline.stage import parser, progress, run, workers
 
-READS = {"source": ("source", Source), "download": ("download", Download)}
+READS = {"source": ("source", Site), "download": ("download", Download)}
 
 
 def main():

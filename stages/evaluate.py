@@ -19,7 +19,7 @@ from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.benchmarks.evaluation import judge_source
 from pipeline.benchmarks.headline import headline, in_words, rounded
 from pipeline.benchmarks.judged import judged_files, read_epochs, read_verdicts, save_judged
-from pipeline.benchmarks.params import Benchmark, Evaluate, Seeds, Protocols
+from pipeline.benchmarks.params import Evaluate, PromptTemplate, Protocols, Seeds
 from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
@@ -31,7 +31,7 @@ from pipeline.tracking.journal import keep, point
 
 READS = {
     "protocols": ("protocols", dict[str, Protocols]),
-    "benchmarks": ("benchmarks", dict[str, Benchmark]),
+    "templates": ("templates", dict[str, PromptTemplate]),
     "seeds": ("few_shot.seeds", Seeds),
     "evaluate": ("evaluate", Evaluate),
     "backbone": ("backbone", BackboneParams),
@@ -44,7 +44,7 @@ def main():
         "--tuned",
         type=Path,
         required=True,
-        help="folder with a folder per source of <classes>-<shots>-<seed>.safetensors",
+        help="folder by source and seed of <classes>-<shots>-<seed>.safetensors",
     )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
     cli.add_argument(
@@ -63,7 +63,8 @@ def main():
                 continue
             states, about = {"base": {}, "all": {}}, {}
             for classes, shots, seed in runs_of(protocols, p.seeds):
-                tuned, about = load_tuned(tuned_path(args.tuned / name, classes, shots, seed))
+                folder = args.tuned / name / str(seed)
+                tuned, about = load_tuned(tuned_path(folder, classes, shots, seed))
                 judged = {len(tuned)} | (
                     {e for e in p.evaluate.curve_epochs if e <= len(tuned)}
                     if classes == "base"
@@ -77,7 +78,7 @@ def main():
                     name,
                     protocols,
                     states,
-                    lambda benchmark: method_of(about, backbone, p.benchmarks[benchmark].template),
+                    lambda benchmark: method_of(about, backbone, p.templates[benchmark]),
                     args.benchmarks,
                 ),
                 work,

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import read_table, write_json
-from pipeline.clustering.schemas import CLUSTERS, DOMAINS, LABELS, TOPICS
+from pipeline.clustering.schemas import CLUSTERS, DOMAINS, LABELS, MAP, TOPICS
 from pipeline.pairs.index import failure_reasons
 from pipeline.pairs.noise import SCORED, least_score
 from pipeline.pairs.params import Filter
@@ -36,7 +36,8 @@ def main():
         "pairs": "Parquet: one row per caption",
         "shards": "folder of picture shards",
         "kept": "Parquet: reason of every rejection",
-        "topics": "Parquet: map place and membership strength per pair",
+        "topics": "Parquet: membership strength per pair",
+        "map": "Parquet: places on the map",
         "clusters": "Parquet: topic per pair",
         "labels": "Parquet: name and words per topic",
         "domains": "Parquet: domain per pair",
@@ -47,7 +48,7 @@ def main():
     p = load_params(args.params, READS)
     pairs = read_pairs(args.pairs, ["key", "status", "error", "shard"])
     kept = pl.from_arrow(read_table(args.kept, KEPT))
-    places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "strength", "x", "y"]))
+    places = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "strength"]))
     topics = pl.from_arrow(read_table(args.clusters, CLUSTERS)).join(
         places, on="key", validate="1:1"
     )
@@ -73,7 +74,7 @@ def main():
     reasons = kept.filter(~pl.col("kept")).group_by("reason").len().sort("len", descending=True)
     scored = kept.drop_nulls("score")
     scores, judged = scored["score"].to_numpy(), scored["reason"].is_in(SCORED).to_numpy()
-    mapped = topics.drop_nulls("x")
+    mapped = topics.join(pl.from_arrow(read_table(args.map, MAP)), on="key", validate="1:1")
     points = (
         mapped.sample(min(len(mapped), p.gallery.map_points), seed=p.seed)
         .join(kept.select("key", "caption"), on="key")

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import polars as pl
 
+from pipeline.errors import InputError
 from pipeline.pairs.index import failure_reasons, index_pairs
+from pipeline.pairs.params import Share
 from pipeline.pairs.reading import write_pairs
+from pipeline.params import load_params
 from pipeline.stage import parser, progress, run
 
-READS = {}  # no parameter decides anything here
+READS = {"min_success": ("download.min_success", Share)}  # a check; it decides nothing else
 
 
 def main():
@@ -26,7 +29,17 @@ def main():
     )
     cli.add_argument("--out", type=Path, required=True, help="Parquet: one row per caption")
     args = cli.parse_args()
+    p = load_params(args.params, READS)
     pairs, counts = index_pairs(args.captions, args.shards, progress)
+    reasons = failure_reasons(pl.from_arrow(pairs))
+    success = counts.get("success", 0) / len(pairs)
+    if success < p.min_success:
+        said = "; ".join(f"{count}× {reason}" for reason, count in list(reasons.items())[:3])
+        raise InputError(
+            f"{args.shards}: only {success:.1%} of {len(pairs)} links gave a picture, but "
+            f"'download.min_success' wants at least {p.min_success:.0%}: {said}. Lower it, or ask "
+            "the failed links again (`stages/download.py --retry-failed`)"
+        )
     write_pairs(pairs, args.out)
     failures = (
         ", ".join(f"{n} {status}" for status, n in counts.items() if status != "success")
@@ -34,7 +47,7 @@ def main():
     )
     return (
         f"{counts.get('success', 0)} of {len(pairs)} pairs have a whole picture; {failures}",
-        {"captions": len(pairs), **counts, "reasons": failure_reasons(pl.from_arrow(pairs))},
+        {"captions": len(pairs), **counts, "reasons": reasons},
         args.metrics,
     )
 

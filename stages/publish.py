@@ -8,22 +8,23 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
 
-from pipeline.artifacts import fingerprint, resumable_folder
-from pipeline.benchmarks.params import Count, Tuning
+from pipeline.artifacts import fingerprint, read_json, resumable_folder
+from pipeline.benchmarks.params import Count, Rates
 from pipeline.clip.params import BackboneParams
 from pipeline.gram.params import MetaMethod
 from pipeline.gram.publish import publish
 from pipeline.params import load_params
-from pipeline.sources.params import Source
 from pipeline.stage import parser, run
 
 READS = {
     "seed": ("seed", int),
     "backbone": ("backbone", BackboneParams),
     "method": ("methods.meta.{name}", MetaMethod),
-    "tuning": ("tuning", Tuning),
+    "titles": ("methods.titles", dict[str, str]),
+    "rates": ("tuning", Rates),
     "epochs": ("few_shot.epochs", Count),
-    "source": ("source", Source),
+    "source": ("source.path", str),
+    "table": ("source.table", str),
 }
 
 
@@ -32,23 +33,26 @@ def main():
     cli.add_argument("--name", required=True, help="entry of methods.meta")
     cli.add_argument("--start", type=Path, required=True, help="what meta-training left")
     cli.add_argument("--figures", type=Path, required=True, help="the method's metrics")
+    cli.add_argument(
+        "--batch", type=Path, required=True, help="JSON: pictures per step of the method's kind"
+    )
     cli.add_argument("--out", type=Path, required=True, help="folder to publish")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
-    settings = p.tuning.of(p.method.prompt).model_dump(exclude={"batch_of"})
+    settings = p.rates.model_dump() | read_json(args.batch)
     with resumable_folder(
-        args.out, fingerprint((p, args.name), args.start, args.figures, p.backbone.path)
+        args.out, fingerprint((p, args.name), args.start, args.figures, args.batch, p.backbone.path)
     ) as work:
         config = publish(
             args.start,
             work,
             Path(p.backbone.path),
-            title=p.method.title,
+            title=p.titles.get(args.name, args.name),
             figures=args.figures,
             tuning=settings | {"epochs": p.epochs},
             provenance={
-                "source": p.source.path,
-                "table": p.source.table,
+                "source": p.source,
+                "table": p.table,
                 "seed": p.seed,
                 "method": p.method.model_dump(),
             },

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pipeline.artifacts import read_json, replacing
 from pipeline.benchmarks.headline import headline, rounded
-from pipeline.benchmarks.params import Benchmark, Protocols, Seeds
+from pipeline.benchmarks.params import PromptTemplate, Protocols, Seeds
 from pipeline.benchmarks.protocols import HALVES, judged_on
 from pipeline.benchmarks.scores import measure
 from pipeline.gram.params import Methods, known_pairs
@@ -31,7 +31,7 @@ from pipeline.stage import parser, run, warn
 READS = {
     "seed": ("seed", Seed),
     "methods": ("methods", Methods),
-    "benchmarks": ("benchmarks", dict[str, Benchmark]),
+    "templates": ("templates", dict[str, PromptTemplate]),
     "protocols": ("protocols", dict[str, Protocols]),
     "seeds": ("few_shot.seeds", Seeds),
     "report": ("report", Report),
@@ -66,11 +66,12 @@ def main():
         cli.add_argument(f"--{name}", type=Path, required=True, help=what)
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    titles = p.methods.titles()
+    titles = p.methods.called
     results = read_results(args.scores, p.protocols, titles)
     figures_of = {m: headline(results.filter(pl.col("method") == m), p.protocols) for m in titles}
     read_as = {
-        name: read_json(args.benchmarks / name / "about.json")["split"] for name in p.benchmarks
+        name: read_json(args.benchmarks / name / "about.json")["split"]
+        for name in p.templates  # one for every benchmark
     }
     marks = {
         name: NOT_THE_REFERENCE[split]
@@ -80,7 +81,7 @@ def main():
     findings = Findings(
         measure(results, p.report.resamples, p.seed),
         titles,
-        list(p.benchmarks),
+        list(p.templates),
         p.protocols,
         published(),
         marks,

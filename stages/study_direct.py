@@ -16,8 +16,8 @@ from pipeline.clip.backbone import load_backbone
 from pipeline.errors import naming
 from pipeline.gram.learn import initial_tokens
 from pipeline.gram.params import Method, TokenCount
-from pipeline.gram.trial import TRIAL, Trial, tune_and_judge
-from pipeline.params import load_params, settings_of
+from pipeline.gram.trial import TRIAL, trial_of, tune_and_judge
+from pipeline.params import load_params
 from pipeline.prompts.starts import START_FILES, Start
 from pipeline.stage import parser, run, seed_number
 from pipeline.tracking.journal import keep, point
@@ -37,6 +37,9 @@ def main():
     )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
     cli.add_argument(
+        "--batch", type=Path, required=True, help="JSON: pictures per step of the method's kind"
+    )
+    cli.add_argument(
         "--out",
         type=Path,
         required=True,
@@ -45,11 +48,12 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
+    trial = trial_of(p, args.batch)
     with (
         naming(f"{args.name}, seed {args.seed}"),
         resumable_folder(
             args.out,
-            fingerprint((p, args.name, args.seed), args.benchmarks, p.backbone.path),
+            fingerprint((p, args.name, args.seed, trial.tuning), args.benchmarks, p.backbone.path),
             parts=[*START_FILES, *judged_files(p.sources)],
         ) as work,
     ):
@@ -57,9 +61,7 @@ def main():
             backbone, p.method, p.context_tokens, torch.Generator().manual_seed(args.seed)
         )
         start = Start(p.method.prompt, p.method.depth, theta, {}, "none")
-        words = tune_and_judge(
-            backbone, start, args.seed, settings_of(Trial, p), args.benchmarks, work, point
-        )
+        words = tune_and_judge(backbone, start, args.seed, trial, args.benchmarks, work, point)
     keep(args.out.glob("*.csv"))
     return f"{args.name}, seed {args.seed}: {words}", {}, args.metrics
 

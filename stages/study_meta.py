@@ -17,7 +17,7 @@ from pipeline.errors import naming
 from pipeline.gram.learn import LEARNING, learn_start, save_curve
 from pipeline.gram.params import Learning, MetaMethod
 from pipeline.gram.train import Workplace
-from pipeline.gram.trial import TRIAL, Trial, tune_and_judge
+from pipeline.gram.trial import TRIAL, trial_of, tune_and_judge
 from pipeline.params import load_params, settings_of
 from pipeline.prompts.starts import START_FILES
 from pipeline.stage import parser, run, seed_number
@@ -40,6 +40,9 @@ def arguments() -> argparse.Namespace:
     )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
     cli.add_argument(
+        "--batch", type=Path, required=True, help="JSON: pictures per step of the method's kind"
+    )
+    cli.add_argument(
         "--out",
         type=Path,
         required=True,
@@ -55,21 +58,22 @@ def main():
     args = arguments()
     p = load_params(args.params, READS, name=args.name)
     backbone = load_backbone(p.backbone.path)
+    trial = trial_of(p, args.batch)
     episodes = args.episodes / p.method.episodes / str(args.seed)
     with (
         naming(f"{args.name}, seed {args.seed}"),
         resumable_folder(
             args.out,
-            fingerprint((p, args.name, args.seed), episodes, args.benchmarks, p.backbone.path),
+            fingerprint(
+                (p, args.name, args.seed, trial.tuning), episodes, args.benchmarks, p.backbone.path
+            ),
             parts=[*START_FILES, "curve.csv", *judged_files(p.sources)],
         ) as work,
     ):
         place = Workplace(episodes, work, watch=point)
         start, curve = learn_start(backbone, p.method, settings_of(Learning, p), args.seed, place)
         save_curve(curve, work / "curve.csv")
-        words = tune_and_judge(
-            backbone, start, args.seed, settings_of(Trial, p), args.benchmarks, work, point
-        )
+        words = tune_and_judge(backbone, start, args.seed, trial, args.benchmarks, work, point)
         (work / "checkpoint.safetensors").unlink(missing_ok=True)
     keep(args.out.glob("*.csv"))
     return f"{args.name}, seed {args.seed}: {words}", {}, args.metrics

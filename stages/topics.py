@@ -1,6 +1,7 @@
-"""Groups captions into semantic topics and lays out their map.
+"""Clusters captions into topics: kNN graph, UMAP, HDBSCAN.
 
-python stages/topics.py --sentences data/sentences --out data/topics.parquet
+    python stages/topics.py --sentences data/sentences --out data/topics.parquet \\
+        --reduced data/reduced.parquet
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -10,14 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.artifacts import write_table
-from pipeline.clustering.params import Topics
+from pipeline.clustering.params import Clustering
+from pipeline.clustering.reduced import save_clustered
 from pipeline.clustering.schemas import TOPICS
 from pipeline.clustering.sentences import read_sentences
 from pipeline.clustering.topics import find_topics
 from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run
 
-READS = {"seed": ("seed", Seed), "topics": ("topics", Topics)}
+READS = {"seed": ("seed", Seed), "topics": ("topics", Clustering)}
 
 
 def main():
@@ -26,23 +28,27 @@ def main():
         "--sentences", type=Path, required=True, help="folder of sentence embedding shards"
     )
     cli.add_argument(
-        "--out", type=Path, required=True, help="Parquet: topic, strength and map place per pair"
+        "--out", type=Path, required=True, help="Parquet: topic and strength of every pair"
+    )
+    cli.add_argument(
+        "--reduced",
+        type=Path,
+        required=True,
+        help="Parquet to write: what was clustered, and into which clusters, for map and stability",
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)
     keys, vectors = read_sentences(args.sentences)
-    topic, strength, place, counts = find_topics(vectors, p.topics, p.seed, progress)
-    # NaN becomes null: not on the map
-    x, y = (pa.array(place[:, i], from_pandas=True) for i in (0, 1))
-    columns = [keys, topic, strength, x, y]
+    found = find_topics(vectors, p.topics, p.seed, progress)
+    columns = [keys, found.topic, found.strength]
     write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
+    save_clustered(keys, found, args.reduced)
+    counts = found.counts
     words = (
         f"{counts['topics']} topics of {counts['captions']} captions ({counts['distinct']} differ, "
         f"{counts['fitted']} clustered, neighbours at recall {counts['recall']:.3f}); "
         f"{counts['outliers']} outliers, coverage {counts['coverage']:.1%}"
     )
-    if "stability" in counts:
-        words += f"; ARI with other seeds {counts['stability']:.2f}"
     return words, counts, args.metrics
 
 

@@ -1,9 +1,9 @@
-"""Tunes a method on a benchmark from its start, once per number of shots and seed, keeping every
-epoch.
+"""Tunes a method on a benchmark from its start with one seed, once per number of shots, keeping
+every epoch.
 
-    python stages/tune.py --name animals --start data/starts/coop --benchmark
-    data/benchmarks/animals \\
-        --out data/tuned/coop/animals
+    python stages/tune.py --name animals --seed 1 --start data/starts/coop \\
+        --benchmark data/benchmarks/animals --batch data/batches/coop.json \\
+        --out data/tuned/coop/animals/1
 
 Writes <classes>-<shots>-<seed>.safetensors with the tokens after every epoch: tuned on the base or
 on all classes.
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.artifacts import fingerprint, read_json, resumable_folder
 from pipeline.benchmarks.cache import few_shots
-from pipeline.benchmarks.params import PromptTemplate, Seeds, Protocols, Tuning
+from pipeline.benchmarks.params import PromptTemplate, Rates, Sgd, Tunings
 from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
@@ -31,10 +31,9 @@ from pipeline.stage import parser, progress, run
 from pipeline.tracking.journal import keep, point
 
 READS = {
-    "protocols": ("protocols.{name}", Protocols),
-    "template": ("benchmarks.{name}.template", PromptTemplate),
-    "seeds": ("few_shot.seeds", Seeds),
-    "tuning": ("tuning", Tuning),
+    "protocols": ("protocols.{name}", Tunings),
+    "template": ("templates.{name}", PromptTemplate),
+    "rates": ("tuning", Rates),
     "backbone": ("backbone", BackboneParams),
 }
 
@@ -42,11 +41,15 @@ READS = {
 def arguments() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of `protocols:`")
+    cli.add_argument("--seed", type=int, required=True, help="of the few-shot draw and its tuning")
     cli.add_argument(
         "--start", type=Path, required=True, help="folder with the method's prompt and regulator"
     )
     cli.add_argument(
         "--benchmark", type=Path, required=True, help="folder with samples, views and pictures"
+    )
+    cli.add_argument(
+        "--batch", type=Path, required=True, help="JSON: pictures per step of the method's kind"
     )
     cli.add_argument(
         "--out", type=Path, required=True, help="folder for <classes>-<shots>-<seed>.safetensors"
@@ -59,10 +62,13 @@ def main():
     p = load_params(args.params, READS, name=args.name)
     start = load_start(args.start)
     method = method_of(start.about, load_backbone(p.backbone.path), p.template)
-    runs, settings = runs_of(p.protocols, p.seeds), p.tuning.of(start.prompt)
+    runs = runs_of(p.protocols, [args.seed])
+    settings = Sgd(**p.rates.model_dump(), batch=read_json(args.batch)["batch"])
     with resumable_folder(
         args.out,
-        fingerprint((p, args.name), args.start, args.benchmark, p.backbone.path),
+        fingerprint(
+            (p, args.name, args.seed, settings), args.start, args.benchmark, p.backbone.path
+        ),
         parts=[tuned_path(Path(), *run_).name for run_ in runs],
     ) as work:
         for run_ in progress(runs, "runs"):
@@ -81,7 +87,7 @@ def main():
         for classes, shots in dict.fromkeys(run_[:2] for run_ in runs)
     )
     return (
-        f"{args.out}: {words}, {len(p.seeds)} seeds; tokens moved by {moved:.3f} (last run)",
+        f"{args.out}: {words}, seed {args.seed}; tokens moved by {moved:.3f} (last run)",
         {},
         args.metrics,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.benchmarks.evaluation import judge_source
 from pipeline.benchmarks.headline import headline, in_words, rounded
 from pipeline.benchmarks.judged import read_verdicts, save_judged
-from pipeline.benchmarks.params import Benchmark, Protocols
+from pipeline.benchmarks.params import PromptTemplate, Protocols
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.gram.params import ZeroShot
@@ -23,7 +23,7 @@ from pipeline.tracking.journal import keep
 READS = {
     "method": ("methods.zero_shot.{name}", ZeroShot),
     "protocols": ("protocols", dict[str, Protocols]),
-    "benchmarks": ("benchmarks", dict[str, Benchmark]),
+    "templates": ("templates", dict[str, PromptTemplate]),
     "backbone": ("backbone", BackboneParams),
 }
 UNTUNED = {(0, 0, 0): {}}  # shots, seed and epoch of what learns nothing
@@ -44,9 +44,7 @@ def main():
             name,
             protocols,
             {"base": UNTUNED, "all": UNTUNED},
-            lambda benchmark: Template(
-                backbone, p.method.templates or [p.benchmarks[benchmark].template]
-            ),
+            lambda benchmark: Template(backbone, p.method.templates or [p.templates[benchmark]]),
             args.benchmarks,
         )
         save_judged(judged, args.out, name)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -35,6 +36,26 @@ def run(*command, cwd, check=True, **changes):
     if check:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
+
+
+GONE = object()
+
+
+def with_values(target, changes, source=ROOT / "params.yaml"):
+    """params.yaml with other values: {dotted key, or a tuple of its parts: value, or GONE}."""
+    yaml = YAML()
+    top = yaml.load(source)
+    for key, value in changes.items():
+        *above, last = key.split(".") if isinstance(key, str) else key
+        here = top
+        for part in above:
+            here = here[part]
+        if value is GONE:
+            del here[last]
+        else:
+            here[last] = value
+    yaml.dump(top, target)
+    return target
 
 
 def clone(folder):

@@ -23,8 +23,8 @@ def make_small(path: Path) -> None:
     p["methods"]["meta"] = {"coop_gram": p["methods"]["meta"]["coop_gram"]}
     for name in list(p["benchmarks"]):
         if name != "animals":
-            del p["benchmarks"][name]
-    p["protocols"] = {"animals": {"base_to_new": [16]}}
+            del p["benchmarks"][name], p["templates"][name]
+    p["protocols"] = {"animals": {"base_to_new": [16], "all_classes": []}}
     p["world"]["benchmarks"] = {"animals": p["world"]["benchmarks"]["animals"]}
     p["world"]["benchmarks"]["animals"]["test_per_class"] = 16
     p["few_shot"].update(draws=[1, 2], epochs=3)

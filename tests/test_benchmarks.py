@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.benchmarks.draw import draw_few_shot, draw_train_and_val
-from pipeline.benchmarks.params import Tuning
+from pipeline.benchmarks.params import Sgd
 from pipeline.benchmarks.reader import Pictures, half_of, read_samples
 from pipeline.benchmarks.scores import harmonic_mean
 from pipeline.errors import InputError
@@ -117,7 +117,7 @@ def test_val_is_drawn_from_the_same_stream():
 
 def test_learning_rate_per_epoch():
     """The ten published values."""
-    settings = Tuning(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
+    settings = Sgd(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
     expected = [
         1e-5,
         0.002,

@@ -13,7 +13,13 @@ from pipeline.clustering.labels import bertopic_tfidf, cluster_tfidf, coherence,
 from pipeline.clustering.labels import describe_topics as describe_counted
 from pipeline.clustering.neighbours import neighbour_graph
 from pipeline.clustering.params import Domains, Label, Topics
-from pipeline.clustering.topics import find_topics, join_outliers
+from pipeline.clustering.topics import (
+    find_topics,
+    join_outliers,
+    lay_out,
+    of_sample,
+    stability,
+)
 from pipeline.errors import InputError
 from pipeline.neighbours import probes, search_index, share_found
 
@@ -260,34 +266,39 @@ def silent(items, label, total=None):
 def test_groups_become_topics(changes):
     """Also with an approximate graph, and when all but a sample follow their nearest caption."""
     x, group = groups(12, 60)
-    topic, strength, place, counts = find_topics(x, Topics(**TOPICS | changes), 1, silent)
-    assert adjusted_rand_score(group, topic) > 0.95
-    assert len(strength) == len(place) == len(x) == counts["captions"]
-    assert (~np.isnan(place).any(axis=1)).sum() == changes.get("map_on", 720)
-    assert (
-        counts["fitted"] == changes.get("fit_on", 720)
-        and counts["topics"] == 12
-        and counts["coverage"] > 0.98
-    )
+    settings = Topics(**TOPICS | changes)
+    found = find_topics(x, settings, 1, silent)
+    counts, fitted = found.counts, changes.get("fit_on", 720)
+    assert adjusted_rand_score(group, found.topic) > 0.95
+    assert len(found.strength) == len(found.topic) == len(x) == counts["captions"]
+    reduced, sample = found.grouped.reduced, x[found.fitted]
+    assert len(found.fitted) == len(reduced) == len(found.grouped.topic) == fitted
+    shown, place = lay_out(sample, reduced, settings, 1)
+    assert len(shown) == changes.get("map_on", fitted) and place.shape == (len(shown), 2)
+    # the groups lie apart on the map too
+    near = np.linalg.norm(place[:, None] - place[None], axis=2)
+    np.fill_diagonal(near, np.inf)
+    of = group[found.fitted][shown]
+    assert (of[near.argmin(axis=1)] == of).mean() > 0.95
+    assert counts["fitted"] == fitted and counts["topics"] == 12 and counts["coverage"] > 0.98
     assert counts["recall"] >= TOPICS["recall"] and 0.5 < counts["validity"] <= 1
-    assert 0.95 < counts["stability"] <= 1
+    smaller, weight = of_sample(settings, fitted / len(x)), np.ones(fitted, int)
+    assert 0.95 < stability(sample, weight, found.grouped.topic, smaller, 1) <= 1
 
 
 def test_stability_tells_groups_from_noise():
     noise = unit(np.random.default_rng(0).normal(size=(720, 32)))
     settings = Topics(**TOPICS | {"min_cluster_size": 8, "selection": "leaf", "outliers": "drop"})
-    assert find_topics(noise, settings, 1, silent)[3]["stability"] < 0.5
-    assert (
-        "stability"
-        not in find_topics(noise, settings.model_copy(update={"repeats": 0}), 1, silent)[3]
-    )
+    found, weight = find_topics(noise, settings, 1, silent).grouped.topic, np.ones(720, int)
+    assert stability(noise, weight, found, settings, 0) == 1  # its one other seed is 1
+    assert stability(noise, weight, found, settings, 1) < 0.5
 
 
 def test_the_least_size_of_a_topic_counts_the_captions_outside_the_sample_too():
     x, _ = groups(12, 60)
-    topic, _, _, _ = find_topics(
+    topic = find_topics(
         x, Topics(**TOPICS | {"fit_on": 240, "min_cluster_size": 40}), 1, silent
-    )
+    ).topic
     # 20 of each group are in the sample: as they stand, 40 would be too many
     assert topic.max() + 1 == 12
 

@@ -322,7 +322,7 @@ def test_a_new_method_makes_only_its_own_stages_stale(repository):
     )
     edit(repository, "pipeline/gram/params.py", '"vpt", ', '"vpt", "shift", ')
     params = YAML().load(repository / "params.yaml")
-    params["methods"]["direct"]["mine"] = {"prompt": "shift", "title": "Shift"}
+    params["methods"]["direct"]["mine"] = {"prompt": "shift"}
     YAML().dump(params, repository / "params.yaml")
     found = stale(repository, before)
     own = {n for n in found if n.endswith("/mine")}

@@ -13,7 +13,7 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from conftest import ENVIRONMENT, clone, run
+from conftest import ENVIRONMENT, clone, run, with_values
 
 
 @pytest.fixture(scope="session")
@@ -300,7 +300,7 @@ def test_inner_lr_reruns_meta_training_and_what_follows_from_it(edit):
     meta = ("coop_gram", "vpt_gram", "unigram")
     assert would_run(folder) == {"report"} | {
         f"{s}@{m}" for s in ("metatrain", "evaluate_meta") for m in meta
-    } | {f"tune_meta@{b}-{m}" for b in ("animals", "things", "broad") for m in meta}
+    } | {f"tune_meta@{b}-{m}-1" for b in ("animals", "things", "broad") for m in meta}
 
 
 def test_min_cluster_size_starts_at_topics(edit):
@@ -323,52 +323,42 @@ def test_min_cluster_size_starts_at_topics(edit):
         "embed",
         "start@coop",
         "benchmark@food",
-        "tune@food-coop",
+        "tune@animals-coop-1",
     }
 
 
 def test_one_methods_entry_reruns_that_method(edit):
     stages = would_run(
-        edit(
-            "params.yaml",
-            "regulator: affine, order: second}",
-            "regulator: identity, order: second}",
-        )
+        edit("params.yaml", "      regulator: affine\n", "      regulator: identity\n")
     )
     assert stages == {"metatrain@coop_gram", "evaluate_meta@coop_gram", "report"} | {
-        f"tune_meta@{b}-coop_gram" for b in ("animals", "things", "broad")
-    }
-    stages = would_run(
-        edit("params.yaml", "title: CoOp}\n    vpt:", "title: CoOp again}\n    vpt:")
-    )
-    assert {"start@coop", "report"} <= stages and not stages & {
-        "metatrain@coop_gram",
-        "start@vpt",
-        "tune@animals-vpt",
-        "tune_meta@animals-coop_gram",
-        "zero_shot@clip",
+        f"tune_meta@{b}-coop_gram-1" for b in ("animals", "things", "broad")
     }
 
 
-def test_one_benchmarks_entry_reruns_that_benchmark(edit):
-    """Its pictures are encoded, and it is judged again; nothing else is encoded or tuned."""
+def test_a_title_reruns_the_tables(edit):
+    stages = would_run(edit("params.yaml", "    clip: CLIP\n", "    clip: Zero-shot\n"))
+    assert stages == {"report"}
+
+
+def test_a_benchmarks_template_reruns_prompts_and_judging(edit):
+    """No picture is encoded again, and no other benchmark's prompts are tuned again."""
     stages = would_run(
-        edit(
-            "params.yaml",
-            'animals: {path: data/world/animals.zip, template: "a photo of a {}."',
-            'animals: {path: data/world/animals.zip, template: "a picture of a {}."',
-        )
+        edit("params.yaml", "  animals: a photo of a {}.", "  animals: a picture of a {}.")
     )
-    assert {"benchmark@animals", "tune@animals-coop", "evaluate@coop", "zero_shot@clip"} <= stages
-    assert not {s for s in stages if "things" in s or "broad" in s} and not stages & {
-        "metatrain@coop_gram",
-        "topics",
-    }
+    direct, meta = ("cocoop", "coop", "vpt"), ("coop_gram", "vpt_gram", "unigram")
+    assert stages == (
+        {"zero_shot@clip", "report"}
+        | {f"tune@animals-{m}-1" for m in direct}
+        | {f"tune_meta@animals-{m}-1" for m in meta}
+        | {f"evaluate@{m}" for m in direct}
+        | {f"evaluate_meta@{m}" for m in meta}
+    )
 
 
 def test_a_protocol_reruns_its_own_tuning(edit):
-    stages = would_run(edit("params.yaml", "    all_classes: [16, 4]", "    all_classes: [16]"))
-    assert {"tune@broad-coop", "tune_meta@broad-unigram", "evaluate@coop", "report"} <= stages
+    stages = would_run(edit("params.yaml", "    all_classes:\n    - 16\n", "    all_classes:\n"))
+    assert {"tune@broad-coop-1", "tune_meta@broad-unigram-1", "evaluate@coop"} <= stages
     assert not {s for s in stages if s.startswith(("benchmark", "metatrain")) or "animals" in s}
 
 
@@ -419,28 +409,23 @@ def test_a_study_runs_what_the_main_chain_runs_and_compares_it(demo, tmp_path):
     import polars as pl
 
     folder, runs = demo[0], tmp_path / "runs"
-    text = (folder / "params.yaml").read_text()
-    start, end = text.index("\nstudy:\n"), text.index("\nreport:\n")
-    text = (
-        text[:start]
-        + """
-study:
-  seeds: [1, 2]
-  episodes: {shifted: {support: one_domain, tasks: 300, confusable: 0.5}}
-  labelled: {}
-  methods:
-    direct:
-      coop: {prompt: coop, title: CoOp}
-    meta:
-      coop_gram: {prompt: coop, title: CoOp + GRAM, episodes: shifted, steps: 12}
-  benchmarks: [animals, things]
-  shots: 16
-  pairs: [[coop_gram, coop]]
-"""
-        + text[end:]
-    )
-    (tmp_path / "params.yaml").write_text(text)
+    changes = {
+        "study.seeds": [1, 2],
+        "study.labelled": {},
+        "study.methods": {
+            "direct": {"coop": {"prompt": "coop"}},
+            "meta": {"coop_gram": {"prompt": "coop", "episodes": "shifted", "steps": 12}},
+            "titles": {"coop": "CoOp", "coop_gram": "CoOp + GRAM"},
+        },
+        "study.benchmarks": ["animals", "things"],
+        "study.pairs": [["coop_gram", "coop"]],
+    }
+    with_values(tmp_path / "params.yaml", changes, source=folder / "params.yaml")
     common = ("--params", tmp_path / "params.yaml")
+    for table, name in (("direct", "coop"), ("meta", "coop_gram")):
+        of = ("--table", f"study.methods.{table}", "--name", name)
+        out = tmp_path / "batches" / f"{name}.json"
+        run(sys.executable, "stages/batch.py", *common, *of, "--out", out, cwd=folder)
     for seed in (1, 2):
         run(
             sys.executable,
@@ -472,6 +457,8 @@ study:
             "coop",
             "--seed",
             seed,
+            "--batch",
+            tmp_path / "batches" / "coop.json",
             "--benchmarks",
             "data/benchmarks",
             "--out",
@@ -486,6 +473,8 @@ study:
             "coop_gram",
             "--seed",
             seed,
+            "--batch",
+            tmp_path / "batches" / "coop_gram.json",
             "--episodes",
             tmp_path / "episodes",
             "--benchmarks",
@@ -605,8 +594,8 @@ def test_the_paper_profile_plans_without_any_data(tmp_path):
     stages = run("dvc", "stage", "list", "--name-only", cwd=other).stdout.split()
     assert {
         "metatrain@unigram",
-        "tune@imagenet-cocoop",
-        "tune_meta@dtd-vpt_gram",
+        "tune@imagenet-cocoop-1",
+        "tune_meta@dtd-vpt_gram-3",
         "benchmark@imagenet_a",
         "evaluate@cocoop",
     } <= set(stages)
@@ -614,7 +603,7 @@ def test_the_paper_profile_plans_without_any_data(tmp_path):
     plan = run("dvc", "repro", "--dry", "--force", cwd=other)
     planned = re.findall(r"Running stage '([^']+)'", plan.stdout)
     assert set(planned) == set(stages) and planned.index("benchmark@imagenet") < planned.index(
-        "tune@imagenet-coop"
+        "tune@imagenet-coop-1"
     ) < planned.index("evaluate@coop") < planned.index("report")
     assert not (other / "data").exists()
     shutil.copy2(other / "study" / "stages.yaml", other / "study" / "dvc.yaml")

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.artifacts import to_vectors, write_table
 from pipeline.benchmarks.cache import Draw
-from pipeline.benchmarks.params import Benchmark, Tuning
+from pipeline.benchmarks.params import Sgd
 from pipeline.clustering import domains, labels, topics
 from pipeline.clustering.params import Domains, Label, Topics
 from pipeline.episodes.params import Episodes
@@ -104,7 +104,7 @@ def test_tuning_is_sgd_with_the_settings_of_params_yaml(batch):
     rng = np.random.default_rng(5)
     views, labels = rng.normal(size=(4, 7, 2)).astype(np.float32), np.arange(7) % 3
     start = rng.normal(size=(3, 2)).astype(np.float32)
-    settings = Tuning(lr=0.3, warmup_lr=0.01, momentum=0.8, weight_decay=0.05, batch=batch)
+    settings = Sgd(lr=0.3, warmup_lr=0.01, momentum=0.8, weight_decay=0.05, batch=batch)
     found = tune(
         Linear(),
         Start("coop", 1, {"text": torch.from_numpy(start)}, {}, "none"),
@@ -155,7 +155,7 @@ LEARNING = Learning(
 
 
 def training(**own):
-    return learn.training_of(MetaMethod(prompt="coop", title="", episodes="e", **own), LEARNING)
+    return learn.training_of(MetaMethod(prompt="coop", episodes="e", **own), LEARNING)
 
 
 def test_meta_training_gets_each_of_its_settings():
@@ -185,7 +185,7 @@ def test_a_method_begins_as_its_entry_says(monkeypatch):
 
     def begun(**own):
         generator = torch.Generator().manual_seed(3)
-        return learn.initial_tokens(None, Method(prompt="vpt", title="", **own), 4, generator)
+        return learn.initial_tokens(None, Method(prompt="vpt", **own), 4, generator)
 
     made, tokens = begun(depth=2, tokens=6, init="random")
     assert (made.depth, tokens["count"], tokens["words"]) == (2, 6, "random")
@@ -213,9 +213,7 @@ def test_the_regulator_begins_as_params_yaml_says():
 
 def test_a_trial_gives_each_benchmark_what_the_study_says(monkeypatch, tmp_path):
     told = []
-    tuning = Tuning(
-        lr=1.0, warmup_lr=0.5, momentum=0.0, weight_decay=0.0, batch=32, batch_of={"cocoop": 1}
-    )
+    tuning = Sgd(lr=1.0, warmup_lr=0.5, momentum=0.0, weight_decay=0.0, batch=1)
     monkeypatch.setattr(trial, "method_of", lambda about, backbone, template: template)
     monkeypatch.setattr(trial, "few_shots", lambda *given: told.append(given) or "drawn")
     monkeypatch.setattr(trial, "tune", lambda *given: told.append(given[:5]) or [{"a": 1}])
@@ -225,7 +223,7 @@ def test_a_trial_gives_each_benchmark_what_the_study_says(monkeypatch, tmp_path)
     monkeypatch.setattr(trial, "read_verdicts", lambda *given: None)
     monkeypatch.setattr(trial, "headline", lambda *given: {"base": 1.0})
     start = Start("cocoop", 1, {"a": 0}, {}, "none")
-    entries = {name: Benchmark(path="", template=f"{name} {{}}.") for name in ("x", "y")}
+    entries = {name: f"{name} {{}}." for name in ("x", "y")}
     for seed, draw in ((1, 7), (2, 9), (3, 7)):
         told.clear()
         trial.tune_and_judge(
@@ -370,7 +368,10 @@ def steps(items, _label, total=None):
 
 
 def test_clustering_gets_each_of_its_settings(told):
-    topics.find_topics(sentences(), TOPIC_SETTINGS, 17, steps)
+    x = sentences()
+    found = topics.find_topics(x, TOPIC_SETTINGS, 17, steps)
+    of = np.asarray(x)[found.fitted], np.ones(len(found.fitted), int)
+    topics.stability(*of, found.grouped.topic, TOPIC_SETTINGS, 17)
     first, *others = told["umap"]
     assert (first["n_components"], first["min_dist"], first["random_state"]) == (3, 0.125, 17)
     assert first["n_neighbors"] == 6
@@ -383,10 +384,10 @@ def test_clustering_gets_each_of_its_settings(told):
 
 
 def test_clustering_heeds_the_other_choices(told):
-    changed = {"outliers": "drop", "selection": "eom", "repeats": 0, "fit_on": 40}
-    *_, counts = topics.find_topics(
+    changed = {"outliers": "drop", "selection": "eom", "fit_on": 40}
+    counts = topics.find_topics(
         sentences(), TOPIC_SETTINGS.model_copy(update=changed), 17, steps
-    )
+    ).counts
     assert told["join"] == [] and [o["cluster_selection_method"] for o in told["hdbscan"]] == [
         "eom"
     ]

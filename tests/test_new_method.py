@@ -10,7 +10,7 @@ from test_training import WAYS, cosine, one_step, outer, start, tensors_of, trai
 from torch.nn import functional as F
 
 from pipeline.benchmarks.cache import Draw
-from pipeline.benchmarks.params import Tuning
+from pipeline.benchmarks.params import Sgd
 from pipeline.clip.backbone import load_backbone, open_picture
 from pipeline.episodes.shards import read_episodes
 from pipeline.gram.meta import InnerStep
@@ -135,7 +135,7 @@ def test_tuning_takes_it(backbone, episodes, name):
     method = NEW[name](backbone)
     names, views, labels = few_shots(method, episodes)
     begin, phi = ({k: v.detach() for k, v in part.items()} for part in start(method))
-    settings = Tuning(lr=0.002, warmup_lr=0.001, momentum=0.9, weight_decay=0.1, batch=100)
+    settings = Sgd(lr=0.002, warmup_lr=0.001, momentum=0.9, weight_decay=0.1, batch=100)
 
     def loss(tokens):
         tokens = {k: v.unsqueeze(0) for k, v in tokens.items()}

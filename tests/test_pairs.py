@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from conftest import ROOT, free_port
+from conftest import ROOT, free_port, with_values
 from PIL import Image
 from tqdm import tqdm
 
@@ -224,6 +224,27 @@ def test_a_server_that_is_down(tmp_path):
         download(
             table, None, tmp_path / "work", settings(private_addresses=True), Effort(1, 4), QUIET
         )
+
+
+def test_another_least_success_is_a_check_of_what_was_fetched(fetched, tmp_path):
+    """No server is asked again: the download does not depend on it, the index looks."""
+    top, table, _ = fetched
+    for share, code in ((1.0, 1), (0.1, 0)):
+        with_values(tmp_path / "params.yaml", {"download.min_success": share})
+        done = subprocess.run(
+            [
+                *(sys.executable, "stages/index.py", "--params", tmp_path / "params.yaml"),
+                *("--captions", table, "--shards", top / "one"),
+                *("--out", tmp_path / "pairs.parquet"),
+            ],
+            check=False,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr
+        assert (tmp_path / "pairs.parquet").exists() != code
+        assert ("'download.min_success' wants at least 100%" in done.stderr) == code
 
 
 def test_nothing_to_ask_for(tmp_path):

@@ -249,7 +249,7 @@ def test_copies_of_training_pictures_are_counted(tmp_path):
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
         for path in sorted(top.rglob("*.png")):
             archive.write(path, path.relative_to(top))
-    settings = Benchmark(path="d", template="{}")
+    settings = Benchmark(path="d")
     for path in (top, tmp_path / "d.zip"):
         (remark,) = remarks("d", settings, read_benchmark("folders", path))
         assert "2 of 10 test pictures are copies of training pictures" in remark
@@ -268,7 +268,7 @@ def test_a_half_of_one_class_is_refused(tmp_path, classes, refused):
     """Whatever is shown, a head of one name is right: accuracy 100 says nothing."""
     names = [f"{p}/{c}/1.jpg" for p in ("train", "test") for c in "abcdefg"[:classes]]
     samples = pl.from_arrow(read_samples(Pictures(folder(tmp_path, names))))
-    few = Benchmark(path="p", template="{}", shots=Shots(all=[1]))
+    few = Benchmark(path="p", shots=Shots(all=[1]))
     check_shots("few", few, samples)
     both = few.model_copy(update={"shots": Shots(base=[1], all=[1])})
     if not refused:
@@ -391,4 +391,4 @@ def test_other_folders_of_domains_are_explained(tmp_path, names, domains, words)
 )
 def test_an_entry_must_fit_its_layout(entry, words):
     with pytest.raises(ValidationError, match=words):
-        Benchmark(path="p", template="{}", **entry)
+        Benchmark(path="p", **entry)

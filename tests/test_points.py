@@ -15,7 +15,7 @@ from pipeline.clustering.params import Topics
 from pipeline.clustering.points import clusters, distinct, with_copies
 from pipeline.clustering.schemas import sentences_schema
 from pipeline.clustering.sentences import read_sentences
-from pipeline.clustering.topics import find_topics, join_outliers
+from pipeline.clustering.topics import find_topics, join_outliers, lay_out
 from pipeline.errors import InputError
 from pipeline.neighbours import search_index
 from pipeline.pairs.schemas import KEPT
@@ -45,9 +45,9 @@ def test_a_caption_that_repeats_is_in_one_topic(copies, selection):
     caption = unit(np.random.default_rng(9).normal(size=(1, 16)))
     order = np.random.default_rng(1).permutation(len(x) + copies)
     every = np.concatenate([x, caption.repeat(copies, axis=0)])[order]
-    topic, strength, _, counts = find_topics(
-        every, settings(selection=selection, min_cluster_size=20, repeats=0), 1, silent
-    )
+    asked = settings(selection=selection, min_cluster_size=20)
+    found = find_topics(every, asked, 1, silent)
+    topic, strength, counts = found.topic, found.strength, found.counts
     same = order >= len(x)
     assert len(set(topic[same])) == 1 and topic[same][0] >= 0
     assert len(set(strength[same])) == 1
@@ -81,7 +81,8 @@ def test_weights_count_for_the_size_of_a_topic_and_for_nothing_else():
 def test_repeats_leave_a_sample_s_topics_whole():
     x, group = groups(12, 60)
     every = np.concatenate([x, x[:100].repeat(5, axis=0)]).astype(np.float16)
-    topic, _, _, counts = find_topics(every, settings(fit_on=400), 1, silent)
+    found = find_topics(every, settings(fit_on=400), 1, silent)
+    topic, counts = found.topic, found.counts
     assert counts["distinct"] == 720 and counts["fitted"] == 400
     assert (topic[:100].repeat(5) == topic[720:]).all()
     assert adjusted_rand_score(group, topic[:720]) > 0.9
@@ -205,7 +206,8 @@ def test_keys_come_back_in_order_and_once(tmp_path):
 def test_worlds_too_small_are_explained(count, changes, words):
     x = unit(np.random.default_rng(count).normal(size=(count, 16)))
     with pytest.raises(InputError, match=words):
-        find_topics(x, settings(**{"min_cluster_size": 2, "repeats": 0} | changes), 1, silent)
+        found = find_topics(x, settings(**{"min_cluster_size": 2} | changes), 1, silent)
+        lay_out(x[found.fitted], found.grouped.reduced, settings(**changes), 1)
 
 
 def test_one_caption_many_times_is_no_world():

@@ -11,14 +11,14 @@ import open_clip
 import polars as pl
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, with_values
 from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.benchmarks.cache import exam_of, few_shots, samples_of
 from pipeline.benchmarks.evaluation import judge, judge_source
 from pipeline.benchmarks.headline import headline
-from pipeline.benchmarks.params import Protocols, Tuning
+from pipeline.benchmarks.params import Protocols
 from pipeline.benchmarks.protocols import exams_of, runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.errors import InputError
@@ -41,8 +41,8 @@ def test_where_prompts_of_a_benchmark_are_judged():
         "all": [("photos", "all"), ("sketches", "all"), ("pets", "all")],
     }
     assert (
-        exams_of("photos", Protocols(base_to_new=[1]))["all"] == []
-        and exams_of("photos", Protocols(all_classes=[1]))["base"] == []
+        exams_of("photos", Protocols(base_to_new=[1], all_classes=[]))["all"] == []
+        and exams_of("photos", Protocols(base_to_new=[], all_classes=[1]))["base"] == []
     )
 
 
@@ -60,9 +60,9 @@ def test_what_is_tuned():
 @pytest.mark.parametrize(
     "entry, words",
     [
-        ({}, "names no shots"),
+        ({"base_to_new": [], "all_classes": []}, "names no shots"),
         (
-            {"base_to_new": [16], "cross_domain": ["a"]},
+            {"base_to_new": [16], "all_classes": [], "cross_domain": ["a"]},
             "has targets, but no shots under 'all_classes'",
         ),
     ],
@@ -73,48 +73,33 @@ def test_protocols_that_make_no_sense(entry, words):
 
 
 @pytest.mark.parametrize(
-    "old, new, words",
+    "changes, words",
     [
         (
-            "  things: {base_to_new: [16]}",
-            "  thing: {base_to_new: [16]}",
+            {"protocols.thing": {"base_to_new": [16], "all_classes": []}},
             "protocols.thing.base_to_new names 'thing', which is no entry of 'benchmarks'",
         ),
         (
-            "  things: {base_to_new: [16]}",
-            "  things: {base_to_new: [8]}",
+            {"protocols.things.base_to_new": [8]},
             "protocols.things.base_to_new asks for 8 shots, but 'benchmarks.things.shots.base' "
             "does not list them",
         ),
         (
-            "    cross_domain: [broad_sketch,",
-            "    cross_domain: [broad_skech,",
+            {"protocols.broad.cross_domain": ["broad_skech"]},
             "protocols.broad.cross_domain names 'broad_skech'",
         ),
+        ({"few_shot.seeds": [4]}, "few_shot.seeds has 4, which is none of 'few_shot.draws'"),
+        ({"tuning.batch_of": {"cocop": 1}}, "tuning.batch_of names 'cocop'"),
         (
-            "  seeds: [1]  # of these",
-            "  seeds: [4]  # of these",
-            "few_shot.seeds has 4, which is none of 'few_shot.draws'",
-        ),
-        ("  batch_of: {}", "  batch_of: {cocop: 1}", "tuning.batch_of names 'cocop'"),
-        (
-            "    clip: {title: CLIP}",
-            "    coop: {title: CLIP}",
+            {"methods.zero_shot.coop": {}},
             "'coop' stands under methods.zero_shot and methods.direct",
         ),
-        (
-            "  shots: 16  # of the base classes",
-            "  shots: 2  # of the base classes",
-            "study.benchmarks asks for 2 shots",
-        ),
+        ({"study.shots": 2}, "study.benchmarks asks for 2 shots"),
     ],
 )
-def test_names_and_shots_must_fit_together(tmp_path, old, new, words):
-    text = (ROOT / "params.yaml").read_text()
-    assert text.count(old) == 1, old
-    (tmp_path / "params.yaml").write_text(text.replace(old, new))
+def test_names_and_shots_must_fit_together(tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
-        check(tmp_path / "params.yaml")
+        check(with_values(tmp_path / "params.yaml", changes))
 
 
 def rows(source, tuned_on, shots, seed, benchmark, head, right, wrong):
@@ -161,7 +146,7 @@ def test_headline_figures_by_hand():
         "a": Protocols(
             base_to_new=[16, 4], all_classes=[16, 4], cross_domain=["c"], cross_dataset=["d", "c"]
         ),
-        "b": Protocols(base_to_new=[16]),
+        "b": Protocols(base_to_new=[16], all_classes=[]),
     }
     base, new = (50 + 100) / 2, (25 + 50) / 2
     assert headline(table, protocols) == pytest.approx(
@@ -212,29 +197,35 @@ def world(tmp_path_factory):
         Image.fromarray(
             random.integers(0, 255, (12, 12, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
         ).save(path)
-    benchmarks = f"""
-benchmarks:
-  whole:
-    path: {top}/pictures/whole
-    template: "a photo of a {{}}."
-    shots: {{base: [2, 8], all: [2]}}
-  sketches: {{path: {top}/pictures/whole, domains: [sketch], template: "a drawing of a {{}}."}}
-  others: {{path: {top}/pictures/other, template: "a photo of a {{}}."}}
-protocols:
-  whole: {{base_to_new: [2], all_classes: [2], cross_domain: [sketches], cross_dataset: [others]}}
-"""
     (top / "pictures" / "whole").mkdir()
     for part in ("train", "test"):
         (top / "pictures" / part).rename(top / "pictures" / "whole" / part)
-    text = (ROOT / "params.yaml").read_text()
-    start, end = text.index("\nbenchmarks:"), text.index("\nfew_shot:")
-    text = text[:start] + benchmarks + text[end:]
-    (top / "params.yaml").write_text(
-        text.replace("  draws: [1, 2, 3]", "  draws: [1, 2]")
-        .replace("  seeds: [1]  # of these", "  seeds: [1, 2]  # of these")
-        .replace("  epochs: 10", "  epochs: 2")
-        .replace("curve_epochs: [2, 5]", "curve_epochs: [1, 9]")
-    )
+    whole = str(top / "pictures" / "whole")
+    changes = {
+        "benchmarks": {
+            "whole": {"path": whole, "shots": {"base": [2, 8], "all": [2]}},
+            "sketches": {"path": whole, "domains": ["sketch"]},
+            "others": {"path": str(top / "pictures" / "other")},
+        },
+        "templates": {
+            "whole": "a photo of a {}.",
+            "sketches": "a drawing of a {}.",
+            "others": "a photo of a {}.",
+        },
+        "protocols": {
+            "whole": {
+                "base_to_new": [2],
+                "all_classes": [2],
+                "cross_domain": ["sketches"],
+                "cross_dataset": ["others"],
+            }
+        },
+        "few_shot.draws": [1, 2],
+        "few_shot.seeds": [1, 2],
+        "few_shot.epochs": 2,
+        "evaluate.curve_epochs": [1, 9],
+    }
+    with_values(top / "params.yaml", changes)
     for name in ("whole", "sketches", "others"):
         done = stage(top, "benchmark", "--name", name, "--out", top / "benchmarks" / name)
         assert done.returncode == 0, done.stderr
@@ -349,24 +340,28 @@ def test_zero_shot_equals_an_independent_evaluation_to_the_picture(
     assert found[""].tolist() == independent_zero_shot(backbone, world, benchmark, template)
 
 
+def tuning(world, seed, out):
+    """Arguments of `tune` for CoOp."""
+    return (
+        *("--name", "whole", "--seed", seed, "--start", world / "starts" / "coop"),
+        *("--benchmark", world / "benchmarks" / "whole"),
+        *("--batch", world / "batches" / "coop.json", "--out", out),
+    )
+
+
 @pytest.fixture(scope="module")
 def tuned(world):
     """CoOp tuned and judged by the stages."""
     for script, arguments in (
         ("start", ("--name", "coop", "--out", world / "starts" / "coop")),
         (
-            "tune",
+            "batch",
             (
-                "--name",
-                "whole",
-                "--start",
-                world / "starts" / "coop",
-                "--benchmark",
-                world / "benchmarks" / "whole",
-                "--out",
-                world / "tuned" / "whole",
+                *("--table", "methods.direct", "--name", "coop"),
+                *("--out", world / "batches" / "coop.json"),
             ),
         ),
+        *(("tune", tuning(world, seed, world / "tuned" / "whole" / seed)) for seed in "12"),
         (
             "evaluate",
             (
@@ -398,9 +393,10 @@ def tuned(world):
 
 
 def test_the_stages_judge_every_protocol(tuned, backbone):
-    assert sorted(p.name for p in (tuned / "tuned" / "whole").iterdir()) == [
-        f"{c}-2-{s}.safetensors" for c in ("all", "base") for s in (1, 2)
-    ]
+    for seed in "12":
+        assert sorted(p.name for p in (tuned / "tuned" / "whole" / seed).iterdir()) == [
+            f"{c}-2-{seed}.safetensors" for c in ("all", "base")
+        ]
     found = pl.read_parquet(tuned / "scores" / "whole.parquet")
     counts = {
         (t, s, b, h): n
@@ -416,7 +412,7 @@ def test_the_stages_judge_every_protocol(tuned, backbone):
     }
     assert counts == expected and set(found["shots"]) == {2}
     # the tokens of one file, judged by hand
-    tokens = load_tuned(tuned_path(tuned / "tuned" / "whole", "all", 2, 2))[0][-1]
+    tokens = load_tuned(tuned_path(tuned / "tuned" / "whole" / "2", "all", 2, 2))[0][-1]
     _, _, by_hand = judge(
         METHODS["coop"](backbone, "a drawing of a {}."),
         tuned / "benchmarks" / "sketches",
@@ -448,20 +444,12 @@ def test_zero_shot_is_judged_where_tuned_prompts_are(tuned):
 
 def test_a_tuning_that_stopped_keeps_its_finished_runs(tuned, tmp_path):
     """A number of shots that was not drawn stops it; the runs before that are not made again."""
-    text = (tuned / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(
-        text.replace("all_classes: [2], cross", "all_classes: [2, 3], cross")
+    with_values(
+        tmp_path / "params.yaml",
+        {"protocols.whole.all_classes": [2, 3]},
+        source=tuned / "params.yaml",
     )
-    arguments = (
-        "--name",
-        "whole",
-        "--start",
-        tuned / "starts" / "coop",
-        "--benchmark",
-        tuned / "benchmarks" / "whole",
-        "--out",
-        tmp_path / "whole",
-    )
+    arguments = tuning(tuned, 1, tmp_path / "whole")
     times = []
     for _ in range(2):
         done = stage(tmp_path, "tune", *arguments)
@@ -474,16 +462,13 @@ def test_a_tuning_that_stopped_keeps_its_finished_runs(tuned, tmp_path):
             {p.name: p.stat().st_mtime_ns for p in tmp_path.glob(".partial/*/*.safetensors")}
         )
     assert (
-        set(times[0]) == {f"{c}-2-{s}.safetensors" for c in ("all", "base") for s in (1, 2)}
-        and times[0] == times[1]
+        set(times[0]) == {f"{c}-2-1.safetensors" for c in ("all", "base")} and times[0] == times[1]
     )
 
 
 def test_a_test_only_benchmark_has_nothing_to_draw_from(world, tmp_path):
-    text = (world / "params.yaml").read_text()
-    old = "others: {path: " + f'{world}/pictures/other, template: "a photo of a {{}}."' + "}"
-    assert text.count(old) == 1
-    (tmp_path / "params.yaml").write_text(text.replace(old, old[:-1] + ", shots: {base: [1]}}"))
+    changes = {"benchmarks.others.shots": {"base": [1]}}
+    with_values(tmp_path / "params.yaml", changes, source=world / "params.yaml")
     done = stage(tmp_path, "benchmark", "--name", "others", "--out", tmp_path / "out")
     assert (
         done.returncode == 1
@@ -492,15 +477,16 @@ def test_a_test_only_benchmark_has_nothing_to_draw_from(world, tmp_path):
     )
 
 
-def test_a_kind_of_prompt_may_have_a_batch_of_its_own():
-    settings = Tuning(
-        lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32, batch_of={"cocoop": 1}
-    )
-    assert (
-        settings.of("cocoop").batch == 1
-        and settings.of("coop").batch == 32
-        and settings.of("cocoop").lr == 0.002
-    )
+def test_a_kind_of_prompt_may_have_a_batch_of_its_own(tmp_path):
+    """Each method's file has its kind's: another kind's tunings need not run again."""
+    with_values(tmp_path / "params.yaml", {"tuning.batch_of": {"cocoop": 1}})
+    found = {}
+    for table, name in (("direct", "cocoop"), ("direct", "coop"), ("meta", "unigram")):
+        out, of = tmp_path / f"{name}.json", ("--table", f"methods.{table}", "--name", name)
+        done = stage(tmp_path, "batch", *of, "--out", out)
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(out.read_text())["batch"]
+    assert found == {"cocoop": 1, "coop": 32, "unigram": 32}
 
 
 def test_pictures_are_read_once_for_all_states(world, backbone, monkeypatch):

@@ -4,11 +4,10 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import with_values
 from scipy import stats
 
 from pipeline.benchmarks.scores import interval
-from pipeline.errors import InputError
 from pipeline.gram.params import Prompt
 from pipeline.prompts import METHODS
 from pipeline.schema import check
@@ -26,11 +25,5 @@ def test_every_prompt_that_params_yaml_may_name_exists():
 
 
 def test_a_pair_of_unknown_methods(tmp_path):
-    text = (ROOT / "params.yaml").read_text()
-    assert text.count("- [vpt_gram, vpt]") == 1
-    path = tmp_path / "params.yaml"
-    path.write_text(text.replace("- [vpt_gram, vpt]", "- [vpt_gram, vtp]"))
-    with pytest.raises(
-        InputError, match="study.pairs names 'vtp', which is no entry of 'study.methods'"
-    ):
-        check(path)
+    path = with_values(tmp_path / "params.yaml", {"study.pairs": [["vpt_gram", "vtp"]]})
+    assert any("study.pairs" in r and "'vtp'" in r for r in check(path).remarks())

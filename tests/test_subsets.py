@@ -21,6 +21,7 @@ from pipeline.benchmarks.reader import samples_table
 from pipeline.benchmarks.schemas import EPOCHS, SAMPLES, VERDICTS
 from pipeline.schema import check
 
+NONE = {"base_to_new": [], "all_classes": []}
 HALVES = {"base_to_new": [2]}
 ALL = {"all_classes": [2, 4]}
 DOMAINS, SETS = {"cross_domain": ["sketches"]}, {"cross_dataset": ["others"]}
@@ -39,6 +40,7 @@ SUBSETS = {
         {"base", "new", "H", "cross_domain", "cross_dataset"},
     ),
 }
+SUBSETS = {name: (of and NONE | of, figures) for name, (of, figures) in SUBSETS.items()}
 BENCHMARKS = ("whole", "second", "sketches", "others")
 METHODS = ("clip", "coop", "coop_gram")
 SHARE = {"clip": 0.4, "coop": 0.6, "coop_gram": 0.8}  # of right answers
@@ -103,16 +105,16 @@ def inputs(tmp_path_factory):
 
 def parameters(top, path, protocols):
     p = YAML(typ="safe").load(ROOT / "params.yaml")
-    template = "a photo of a {}."
     p["benchmarks"] = {
-        name: {"path": name, "template": template, "shots": {"base": [2], "all": [2, 4]}}
-        for name in BENCHMARKS
+        name: {"path": name, "shots": {"base": [2], "all": [2, 4]}} for name in BENCHMARKS
     }
+    p["templates"] = dict.fromkeys(BENCHMARKS, "a photo of a {}.")
     p["protocols"] = {name: protocols for name in ("whole", "second") if protocols}
     p["methods"] = {
-        "zero_shot": {"clip": {"title": "CLIP"}},
-        "direct": {"coop": {"prompt": "coop", "title": "CoOp"}},
-        "meta": {"coop_gram": {"prompt": "coop", "title": "GRAM", "episodes": "shifted"}},
+        "zero_shot": {"clip": {}},
+        "direct": {"coop": {"prompt": "coop"}},
+        "meta": {"coop_gram": {"prompt": "coop", "episodes": "shifted"}},
+        "titles": {"clip": "CLIP", "coop": "CoOp", "coop_gram": "GRAM"},
     }
     p["study"] |= {"benchmarks": ["whole"], "shots": 2}
     p["report"] |= {"pairs": [["coop_gram", "coop"], ["gone", "coop"]], "resamples": 1000}
@@ -153,7 +155,7 @@ def test_the_report_of_a_subset_of_protocols(inputs, tmp_path, monkeypatch, caps
     json.dumps(figures, allow_nan=False)
     tables = (tmp_path / "report" / "tables.csv").read_text()
     for kind, there in (
-        ("base_to_new_2", "base_to_new" in protocols),
+        ("base_to_new_2", bool(protocols.get("base_to_new"))),
         ("cross_domain_whole_4", "cross_domain" in protocols),
         ("cross_dataset_whole_4", "cross_dataset" in protocols),
         ("all_classes_4", "all_classes" in expected),
@@ -162,7 +164,7 @@ def test_the_report_of_a_subset_of_protocols(inputs, tmp_path, monkeypatch, caps
         assert (kind in tables) == there, kind
     for half in ("base", "new"):
         columns = pl.read_csv(tmp_path / "report" / f"epochs-{half}.csv").columns
-        assert columns == (["epoch", *METHODS] if "base_to_new" in protocols else ["epoch"])
+        assert columns == (["epoch", *METHODS] if protocols.get("base_to_new") else ["epoch"])
     assert "there is no method 'gone'" in capsys.readouterr().err
     assert '<h2 id="results">' in (tmp_path / "report" / "report.html").read_text()
 
@@ -176,11 +178,11 @@ def test_the_headline_of_a_subset(tmp_path, subset):
     found = headline(read_verdicts(tmp_path, of), of)
     assert set(found) == expected and all(30 < value < 90 for value in found.values())
     assert in_words(found)
-    assert read_epochs(tmp_path, of).is_empty() == ("base_to_new" not in protocols)
+    assert read_epochs(tmp_path, of).is_empty() == (not protocols.get("base_to_new"))
 
 
 def test_the_headline_of_all_classes_is_of_the_source_and_the_most_shots(tmp_path):
-    protocols = {"whole": Protocols(**ALL), "second": Protocols(**ALL | DOMAINS)}
+    protocols = {"whole": Protocols(**NONE | ALL), "second": Protocols(**NONE | ALL | DOMAINS)}
     for source in protocols:
         save_judged(judged(source, protocols[source], "coop"), tmp_path, source)
     verdicts = read_verdicts(tmp_path, protocols)
@@ -191,7 +193,7 @@ def test_the_headline_of_all_classes_is_of_the_source_and_the_most_shots(tmp_pat
 
 def test_a_source_is_none_of_its_own_targets(tmp_path):
     """The schema refuses it; a stage that reads its part alone leaves it out of the average."""
-    protocols = {"whole": Protocols(**ALL, cross_dataset=["whole", "others"])}
+    protocols = {"whole": Protocols(**NONE | ALL, cross_dataset=["whole", "others"])}
     save_judged(judged("whole", protocols["whole"], "coop"), tmp_path, "whole")
     verdicts = read_verdicts(tmp_path, protocols)
     rows = verdicts.filter(benchmark="others", shots=4)

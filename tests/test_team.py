@@ -139,6 +139,7 @@ def test_learning_needs_no_pictures_of_the_web(week):
     """
     ben = week.places["ben"]
     assert {p.name for p in (ben / "data").iterdir()} == {
+        "batches",
         "benchmarks",
         "code",
         "episodes",
@@ -360,7 +361,7 @@ def test_coarser_topics_start_at_topics(week):
     assert ran == {name for name in after if inputs(after[name]) != inputs(before[name])}
     assert {"topics", "label"} <= ran  # topics of less than twenty captions are gone
     assert not ran & {"captions", "download", "index", "features", "filter", "embed"}
-    assert not ran & {"benchmark@animals", "tune@animals-coop"}
+    assert not ran & {"benchmark@animals", "tune@animals-coop-1"}
 
 
 def test_a_merge_of_different_stages_needs_no_hands(week):
@@ -434,7 +435,7 @@ def test_what_is_shared_is_enough_from_meta_training_to_report(week, tmp_path):
     done = run("dvc", "repro", "--pull", "--allow-missing", cwd=folder)
     assert stages_run(done.stdout) == [
         "metatrain@coop_gram",
-        "tune_meta@animals-coop_gram",
+        "tune_meta@animals-coop_gram-1",
         "evaluate_meta@coop_gram",
         "report",
     ]

@@ -101,7 +101,7 @@ def test_the_stage_writes_both_files_and_counts_words_anew(tmp_path):
     )
     topics = pl.DataFrame(
         {"key": keys, "topic": np.repeat(np.arange(6, dtype=np.int32), 6)}
-    ).with_columns(pl.lit(1.0, pl.Float32).alias(c) for c in ("strength", "x", "y"))
+    ).with_columns(pl.lit(1.0, pl.Float32).alias(c) for c in ("strength",))
     for table, schema, name in ((kept, KEPT, "kept"), (topics, TOPICS, "topics")):
         write_table(table.to_arrow(), tmp_path / f"{name}.parquet", schema)
     (tmp_path / "edits.yaml").write_text(

@@ -467,7 +467,7 @@ def test_an_entry_s_own_rate_and_steps_replace_the_common_ones(backbone, episode
         work.mkdir()
         found, curve = learn_start(
             backbone,
-            MetaMethod(prompt="coop", title="", episodes="shifted", **own),
+            MetaMethod(prompt="coop", episodes="shifted", **own),
             Learning(
                 context_tokens=4,
                 inner_lr=common_inner,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.params import Distinct, Name, Section, Seed
+from pipeline.params import Distinct, Name, Part, Section, Seed
 
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[list[Count], Distinct]
@@ -72,7 +72,6 @@ class Benchmark(Section):
     # of `folders`: test pictures of these domains only; of `domains`: these only
     domains: Annotated[list[str], Field(min_length=1), Distinct] | None = None
     split: Split | None = None  # of `domains`
-    template: PromptTemplate  # of zero-shot CLIP
     shots: Shots = Shots()  # few-shot draws to prepare
 
     @model_validator(mode="after")
@@ -91,16 +90,22 @@ class Benchmark(Section):
         return self
 
 
-class Protocols(Section):
+class Tunings(Part):
+    """The shots that prompts are tuned on."""
+
+    # its base classes; judged on its base and its new classes
+    base_to_new: Counts
+    # all its classes; judged on its test pictures and where `Protocols` says
+    all_classes: Counts
+
+
+class Protocols(Tunings):
     """What a benchmark that prompts are tuned on is the source of (an entry of `protocols:`, by
     the benchmark's name).
     """
 
-    # shots: tuned on its base classes, judged on its base and its new classes
-    base_to_new: Counts = []
-    # shots: tuned on all its classes, judged on its test pictures and …
-    all_classes: Counts = []
-    cross_domain: Benchmarks = []  # … on these benchmarks: other domains of the same classes
+    # what is tuned on all classes is judged on these benchmarks too: other domains of them …
+    cross_domain: Benchmarks = []
     cross_dataset: Benchmarks = []  # … and on these: other classes
 
     @model_validator(mode="after")
@@ -126,7 +131,7 @@ class FewShot(Section):
     epochs: Count  # every epoch sees its own augmented view of each picture
 
 
-class Tuning(Section):
+class Rates(Part):
     """SGD on the few shots; the protocol's values are the defaults."""
 
     lr: Annotated[float, Field(gt=0, le=1e38)]  # what 32 bits hold
@@ -134,12 +139,18 @@ class Tuning(Section):
     warmup_lr: Annotated[float, Field(gt=0, le=1e38)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
-    batch: Count  # pictures per step
-    batch_of: dict[str, Count] = {}  # the same for a kind of prompt by name, instead of `batch`
 
-    def of(self, prompt: str) -> Tuning:
-        """The same with the batch of one kind of prompt."""
-        return self.model_copy(update={"batch": self.batch_of.get(prompt, self.batch)})
+
+class Sgd(Rates):
+    """The same for one kind of prompt."""
+
+    batch: Count  # pictures per step
+
+
+class Tuning(Sgd):
+    """The same for all kinds (`tuning:`)."""
+
+    batch_of: dict[str, Count]  # pictures per step of a kind of prompt, instead of `batch`
 
 
 class Evaluate(Section):

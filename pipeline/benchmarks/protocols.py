@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pipeline.benchmarks.params import Protocols
+from pipeline.benchmarks.params import Protocols, Tunings
 
 HALVES = ("base", "new")
 TRANSFERS = ("cross_domain", "cross_dataset")
@@ -31,7 +31,7 @@ class Run(NamedTuple):
         return f"{self.shots} shots of {self.classes} classes, seed {self.seed}"
 
 
-def runs_of(protocols: Protocols, seeds: list[int]) -> list[Run]:
+def runs_of(protocols: Tunings, seeds: list[int]) -> list[Run]:
     return [
         Run(classes, shots, seed)
         for classes, numbers in (("base", protocols.base_to_new), ("all", protocols.all_classes))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.params import Section
+from pipeline.params import Part, Section
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -18,26 +18,50 @@ class Embed(Section):
     model: str
 
 
-class Topics(Section):
-    """kNN graph → UMAP → HDBSCAN."""
+class Neighbourhood(Part):
+    """The kNN graph."""
 
     neighbours: Annotated[int, Field(ge=2)]  # size of the neighbourhood in the kNN graph
     exact_up_to: Count  # captions: beyond, neighbours are searched approximately …
     recall: Annotated[float, Field(gt=0, le=1)]  # … which must find this share of the true ones
-    # captions: beyond, a sample of so many is clustered and the others follow their nearest one
-    fit_on: Count
-    map_on: Count  # captions: of more, a sample stands on the report's map
+
+
+class Grouping(Part):
+    """UMAP → HDBSCAN."""
+
     components: Annotated[int, Field(ge=2)]  # dimensions that HDBSCAN clusters in
     min_dist: Annotated[float, Field(ge=0)]  # how tightly UMAP may pack points
     min_cluster_size: Annotated[int, Field(ge=2)]  # captions, of all: the least that makes a topic
     min_samples: Count  # larger: more captions are outliers
     # leaf: many fine topics; eom: the most stable ones of any size
     selection: Literal["eom", "leaf"]
-    repeats: Annotated[int, Field(ge=0)]  # clusterings with other seeds, for the stability alone
+
+
+class Clustering(Neighbourhood, Grouping):
+    """All that decides the topics."""
+
+    # captions: beyond, a sample of so many is clustered and the others follow their nearest one
+    fit_on: Count
     # captions outside all topics: leave out, or join the nearest one …
     outliers: Literal["drop", "nearest"]
     # … whose centre is at least this similar
     nearest_similarity: Annotated[float, Field(ge=-1, le=1)]
+
+
+class Mapping(Neighbourhood):
+    """All that decides the map of what was clustered."""
+
+    map_on: Count  # captions: of more, a sample stands on the report's map
+
+
+class Repeating(Neighbourhood, Grouping):
+    """All that decides how stable the topics are."""
+
+    repeats: Annotated[int, Field(ge=0)]  # clusterings with other seeds, for the stability alone
+
+
+class Topics(Clustering, Mapping, Repeating):
+    """`topics:`, of which the stages topics, map and stability read a part each."""
 
 
 class Label(Section):

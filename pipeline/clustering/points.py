@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from hdbscan.hdbscan_ import _tree_to_labels  # what HDBSCAN itself calls; no public way in
 
-from pipeline.clustering.params import Topics
+from pipeline.clustering.params import Grouping
 
 BLOCK = 65_536  # rows at a time, where a copy of all is not wanted
 
@@ -103,7 +103,7 @@ def with_copies(tree: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def clusters(
-    tree: np.ndarray, weight: np.ndarray, settings: Topics
+    tree: np.ndarray, weight: np.ndarray, settings: Grouping
 ) -> tuple[np.ndarray, np.ndarray]:
     """(d,) HDBSCAN's clusters of weighted points, −1 outside, and (d,) membership strengths.
 

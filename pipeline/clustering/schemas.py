@@ -6,16 +6,11 @@ import pyarrow as pa
 
 from pipeline.artifacts import vector_type
 
-# topic −1: outlier. strength: HDBSCAN's membership, 0 for outliers. x, y: the map's coordinates.
-TOPICS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("topic", pa.int32()),
-        ("strength", pa.float32()),
-        ("x", pa.float32()),
-        ("y", pa.float32()),
-    ]
-)
+# topic −1: outlier. strength: HDBSCAN's membership, 0 for outliers.
+TOPICS = pa.schema([("key", pa.string()), ("topic", pa.int32()), ("strength", pa.float32())])
+
+# Places on the map, of the captions that stand there.
+MAP = pa.schema([("key", pa.string()), ("x", pa.float32()), ("y", pa.float32())])
 
 # Topics as they are after a person's edits, numbered like LABELS; −1: outlier or dropped.
 CLUSTERS = pa.schema([("key", pa.string()), ("topic", pa.int32())])
@@ -34,6 +29,19 @@ LABELS = pa.schema(
 
 # Domains are numbered within their topic by falling size.
 DOMAINS = pa.schema([("key", pa.string()), ("topic", pa.int32()), ("domain", pa.int32())])
+
+
+def reduced_schema(dim: int) -> pa.Schema:
+    """What was clustered: the captions of the sample, where UMAP put them, and HDBSCAN's clusters
+    of them (−1: none), before outliers join a topic.
+    """
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            ("cluster", pa.int32()),
+            ("place", pa.list_(pa.float32(), dim)),
+        ]
+    )
 
 
 def sentences_schema(dim: int) -> pa.Schema:

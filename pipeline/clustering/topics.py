@@ -21,7 +21,13 @@ with warnings.catch_warnings():
     import umap
 
 from pipeline.clustering.neighbours import neighbour_graph
-from pipeline.clustering.params import Topics
+from pipeline.clustering.params import (
+    Clustering,
+    Grouping,
+    Mapping,
+    Neighbourhood,
+    Repeating,
+)
 from pipeline.clustering.points import BLOCK, clusters, distinct
 from pipeline.errors import InputError
 from pipeline.neighbours import exact_index, search_index
@@ -105,25 +111,20 @@ def sample_of(n: int, most: int, seed: int) -> np.ndarray:
 
 
 def lay_out(
-    vectors: np.ndarray,
-    graph: tuple[np.ndarray, np.ndarray],
-    reduced: np.ndarray,
-    settings: Topics,
-    seed: int,
-) -> np.ndarray:
-    """(n, 2) places on the map; beyond `topics.map_on` rows, NaN for all but a sample.
+    vectors: np.ndarray, reduced: np.ndarray, settings: Mapping, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that stand on the map, `topics.map_on` at most, and their (n, 2) places.
 
-    The layout starts from the first principal components of the `reduced` rows and is looser: dots
-    stand side by side.
+    The layout starts from the first principal components of the (n, components) `reduced` rows and
+    is looser: dots stand side by side.
     """
+    check_sample("map_on", settings.map_on, len(vectors), settings)
     shown = sample_of(len(vectors), settings.map_on, seed)
-    if len(shown) < len(vectors):
-        graph, _ = neighbour_graph(
-            vectors[shown], settings.neighbours, settings.exact_up_to, settings.recall, seed
-        )
-    place = np.full((len(vectors), 2), np.nan, np.float32)
+    graph, _ = neighbour_graph(
+        vectors[shown], settings.neighbours, settings.exact_up_to, settings.recall, seed
+    )
     start = PCA(2, random_state=seed).fit_transform(reduced[shown])
-    place[shown] = reduce(
+    return shown, reduce(
         vectors[shown],
         graph,
         2,
@@ -132,7 +133,6 @@ def lay_out(
         init=10 * start / max(np.abs(start).max(), 1e-9),
         n_epochs=MAP_EPOCHS,
     )
-    return place
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def group(
     vectors: np.ndarray,
     weight: np.ndarray,
     graph: tuple[np.ndarray, np.ndarray],
-    settings: Topics,
+    settings: Grouping,
     seed: int,
 ) -> Grouped:
     """UMAP on the graph, and HDBSCAN in the reduced space; each row is a point that counts `weight`
@@ -183,21 +183,25 @@ def group(
     )
 
 
-def cluster(
-    vectors: np.ndarray, weight: np.ndarray, settings: Topics, seed: int, progress
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
-    """(n,) topic, (n,) strength, (n, 2) place and how good graph and topics are, without outlier
-    policy or sampling; each row is a point that counts `weight` captions.
+def of_sample(settings: Grouping, share: float) -> Grouping:
+    """The same with the least size of a topic in a sample of this share."""
+    least = max(2, round(settings.min_cluster_size * share))
+    return settings.model_copy(update={"min_cluster_size": least})
 
-    Validity is HDBSCAN's fast form of DBCV (−1 to 1); stability is the mean ARI with topics of
-    other seeds, over captions.
+
+def cluster(
+    vectors: np.ndarray, weight: np.ndarray, settings: Clustering, seed: int, progress
+) -> tuple[Grouped, dict]:
+    """What HDBSCAN finds, without outlier policy or sampling, and how good graph and topics are;
+    each row is a point that counts `weight` captions.
     """
-    steps = progress(None, "neighbours", total=3 + settings.repeats)
+    steps = progress(None, "neighbours", total=2)
     graph, recall = neighbour_graph(
         vectors, settings.neighbours, settings.exact_up_to, settings.recall, seed
     )
     advance(steps, "clustering")
     found = group(vectors, weight, graph, settings, seed)
+    steps.close()
     count = int(found.topic.max()) + 1
     if count < 2:
         raise InputError(
@@ -205,23 +209,37 @@ def cluster(
             f"'topics.min_cluster_size' (now {settings.min_cluster_size}) or 'topics.min_samples' "
             f"(now {settings.min_samples})"
         )
-    quality = {"recall": round(recall, 4), "validity": round(found.validity, 4)}
-    advance(steps, "mapping")
-    place = lay_out(vectors, graph, found.reduced, settings, seed)
-    agreement = []
-    for repeat in range(1, settings.repeats + 1):
-        advance(steps, "with another seed")
-        other = group(vectors, weight, graph, settings, seed + repeat)
-        agreement.append(
-            adjusted_rand_score(np.repeat(found.topic, weight), np.repeat(other.topic, weight))
+    return found, {"recall": round(recall, 4), "validity": round(found.validity, 4)}
+
+
+def stability(
+    vectors: np.ndarray, weight: np.ndarray, topic: np.ndarray, settings: Repeating, seed: int
+) -> float:
+    """Mean adjusted Rand index, over captions, of HDBSCAN's (n,) topics with those of other seeds
+    on the same graph.
+    """
+    graph, _ = neighbour_graph(
+        vectors, settings.neighbours, settings.exact_up_to, settings.recall, seed
+    )
+    others = (
+        group(vectors, weight, graph, settings, seed + repeat).topic
+        for repeat in range(1, settings.repeats + 1)
+    )
+    captions = np.repeat(topic, weight)
+    found = [adjusted_rand_score(captions, np.repeat(other, weight)) for other in others]
+    return round(float(np.mean(found)), 4)
+
+
+def check_sample(name: str, most: int, points: int, settings: Neighbourhood) -> None:
+    """Raises InputError where a sample is too small for the neighbourhoods that are asked for."""
+    if settings.neighbours >= most and points > most:
+        raise InputError(
+            f"parameter 'topics.{name}' is {most}, but each caption needs 'topics.neighbours' "
+            f"({settings.neighbours}) others beside it; raise 'topics.{name}' above that"
         )
-    steps.close()
-    if agreement:
-        quality["stability"] = round(float(np.mean(agreement)), 4)
-    return found.topic, found.strength, place, quality
 
 
-def check_sizes(captions: int, points: int, dim: int, settings: Topics) -> None:
+def check_sizes(captions: int, points: int, dim: int, settings: Clustering) -> None:
     """Raises InputError where there is too little for the neighbourhoods that are asked for."""
     if points <= settings.neighbours:
         raise InputError(
@@ -229,14 +247,7 @@ def check_sizes(captions: int, points: int, dim: int, settings: Topics) -> None:
             f"'topics.neighbours' is {settings.neighbours}; lower it, or look why the filter drops "
             "so many"
         )
-    for name in ("fit_on", "map_on"):
-        most = getattr(settings, name)
-        if settings.neighbours >= most and points > most:
-            raise InputError(
-                f"parameter 'topics.{name}' is {most}, but each caption needs "
-                f"'topics.neighbours' ({settings.neighbours}) others beside it; raise "
-                f"'topics.{name}' above that"
-            )
+    check_sample("fit_on", settings.fit_on, points, settings)
     most = min(points - 1, settings.fit_on - 1, dim)
     if settings.components > most:
         raise InputError(
@@ -246,17 +257,28 @@ def check_sizes(captions: int, points: int, dim: int, settings: Topics) -> None:
         )
 
 
-def find_topics(
-    vectors: np.ndarray, settings: Topics, seed: int, progress
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+@dataclass(frozen=True)
+class Found:
+    """The topics of n captions.
+
+    Attributes:
+        topic: (n,) −1: outlier. strength: (n,) membership.
+        fitted: rows of the captions that were clustered, one of each point of the sample.
+        grouped: what HDBSCAN found among these, before outliers join a topic.
+        counts: recall of the neighbour graph, validity, coverage, …
+    """
+
+    topic: np.ndarray
+    strength: np.ndarray
+    fitted: np.ndarray
+    grouped: Grouped
+    counts: dict
+
+
+def find_topics(vectors: np.ndarray, settings: Clustering, seed: int, progress) -> Found:
     """Clusters (n, d) normalised sentence embeddings, float16 or float32; equal ones are one point.
 
-    Returns:
-        (n,) topic (−1: outlier), (n,) membership strength, (n, 2) map coordinates (NaN: not on the
-        map), and counts: recall of the neighbour graph, validity, stability, coverage, …
-
-    Raises:
-        InputError if there are too few captions, or no topic comes out.
+    Raises InputError if there are too few captions, or no topic comes out.
     """
     n, points = len(vectors), distinct(vectors)
     check_sizes(n, len(points.rows), vectors.shape[1], settings)
@@ -265,16 +287,12 @@ def find_topics(
     different = len(vectors)
     fitted = sample_of(different, settings.fit_on, seed)
     sample = (vectors if len(fitted) == different else vectors[fitted]).astype(np.float32)
-    share = len(fitted) / different
-    of_sample = settings.model_copy(
-        update={"min_cluster_size": max(2, round(settings.min_cluster_size * share))}
-    )
-    topic, strength, place, quality = cluster(
-        sample, points.weight[fitted], of_sample, seed, progress
-    )
+    smaller = of_sample(settings, len(fitted) / different)
+    grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress)
+    topic, strength = grouped.topic, grouped.strength
     if len(fitted) < different:
         nearest = follow(vectors, sample, fitted, settings, seed)
-        topic, strength, place = topic[nearest], strength[nearest], place[nearest]
+        topic, strength = topic[nearest], strength[nearest]
     del sample
     outside = points.weight[topic < 0].sum()
     if settings.outliers == "nearest":
@@ -289,11 +307,12 @@ def find_topics(
         "outliers": int(points.weight[topic < 0].sum()),
     }
     counts["coverage"] = round(1 - counts["outliers"] / n, 4)
-    return topic[points.point], strength[points.point], place[points.point], counts
+    rows = points.rows[fitted]
+    return Found(topic[points.point], strength[points.point], rows, grouped, counts)
 
 
 def follow(
-    vectors: np.ndarray, sample: np.ndarray, fitted: np.ndarray, settings: Topics, seed: int
+    vectors: np.ndarray, sample: np.ndarray, fitted: np.ndarray, settings: Neighbourhood, seed: int
 ) -> np.ndarray:
     """(n,) for each of (n, d) rows the nearest row of the sample; of the sample's own (`fitted`),
     themselves.

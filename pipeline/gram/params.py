@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pipeline.benchmarks.params import Benchmarks, PromptTemplate
 from pipeline.episodes.params import Episodes, Labelled
-from pipeline.params import SAME_BYTES, Distinct, Name, Section, Seed, did_you_mean
+from pipeline.params import SAME_BYTES, Distinct, Name, Part, Section, Seed, did_you_mean
 
 Rate = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # what 32 bits hold
 Count = Annotated[int, Field(ge=1)]
@@ -24,7 +24,6 @@ Prompt = Literal["coop", "cocoop", "vpt", "joint", "coupled"]
 class ZeroShot(Section):
     """Hand-written prompts, nothing tuned (an entry of `methods.zero_shot`)."""
 
-    title: str  # its name in tables and plots
     # for every benchmark alike, their features averaged; null: each benchmark's own
     templates: Annotated[list[PromptTemplate], Field(min_length=1), Distinct] | None = None
 
@@ -33,7 +32,6 @@ class Method(Section):
     """A prompt method tuned straight from its own initial tokens (an entry of `methods.direct`)."""
 
     prompt: Prompt
-    title: str  # its name in tables and plots
     depth: Count = 1  # blocks that get learned tokens; 1: at the towers' input only
     tokens: TokenCount | None = None  # instead of `context_tokens`
     # words that the context starts from, or random; without: the first words of "a photo of a",
@@ -74,7 +72,7 @@ class Regulator(Section):
         return self
 
 
-class Outer(Section):
+class Outer(Part):
     """How θ and φ are stepped."""
 
     optimiser: Literal["adamw", "sgd"]
@@ -87,6 +85,11 @@ class Outer(Section):
     # meta-steps between looks at the loss before adaptation and at the gradients' agreement
     measure_every: Count
     checkpoint_every: Annotated[Count, SAME_BYTES]  # meta-steps
+
+
+# Keys that a stage reads and does not depend on. Nothing that is learned changes with them: they
+# say which steps the curve has figures of, and how much of an interrupted training is kept.
+UNTRACKED = ("outer.measure_every", "outer.checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,18 @@ class Tuned(Section):
 
     direct: dict[Name, Method]  # tuned from their own initial tokens
     meta: dict[Name, MetaMethod]  # learned from episodes first (Algorithm 1), then tuned from there
+    # names in tables and plots, apart from the entries, so that a new one reruns the tables alone;
+    # without one, a method is called as its entry
+    titles: dict[Name, str] = {}
 
-    def titles(self) -> dict[str, str]:
-        return {name: method.title for name, method in (self.direct | self.meta).items()}
+    @property
+    def names(self) -> list[str]:
+        return [*self.direct, *self.meta]
+
+    @property
+    def called(self) -> dict[str, str]:
+        """The title of every method."""
+        return {name: self.titles.get(name, name) for name in self.names}
 
 
 class Methods(Tuned):
@@ -119,8 +131,9 @@ class Methods(Tuned):
 
     zero_shot: dict[Name, ZeroShot]
 
-    def titles(self) -> dict[str, str]:
-        return {name: method.title for name, method in self.zero_shot.items()} | super().titles()
+    @property
+    def names(self) -> list[str]:
+        return [*self.zero_shot, *super().names]
 
 
 class Study(Section):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+from pipeline.artifacts import read_json
 from pipeline.benchmarks.cache import few_shots
 from pipeline.benchmarks.evaluation import judge_source
 from pipeline.benchmarks.headline import headline, in_words
 from pipeline.benchmarks.judged import read_verdicts, save_judged
-from pipeline.benchmarks.params import Benchmark, Count, Protocols, Seeds, Tuning
+from pipeline.benchmarks.params import Count, PromptTemplate, Protocols, Rates, Seeds, Sgd
 from pipeline.benchmarks.protocols import Run
 from pipeline.clip.backbone import Backbone
 from pipeline.clip.params import BackboneParams
@@ -28,22 +30,28 @@ class Trial:
         draws: seeds of the few-shot draws; seed s of a study takes the s-th of them, in turn.
     """
 
-    benchmarks: dict[str, Benchmark]
+    templates: dict[str, str]
     sources: list[str]
     shots: int
     draws: list[int]
-    tuning: Tuning
+    tuning: Sgd
 
 
 # The fields of `Trial`, and the backbone, for a stage's READS.
 TRIAL = {
     "backbone": ("backbone", BackboneParams),
-    "benchmarks": ("benchmarks", dict[str, Benchmark]),
+    "templates": ("templates", dict[str, PromptTemplate]),
     "sources": ("study.benchmarks", list[str]),
     "shots": ("study.shots", Count),
     "draws": ("few_shot.draws", Seeds),
-    "tuning": ("tuning", Tuning),
+    "rates": ("tuning", Rates),
 }
+
+
+def trial_of(p: SimpleNamespace, batch: Path) -> Trial:
+    """From what a stage read of `TRIAL`, and the file with the batch of the method's kind."""
+    tuning = Sgd(**p.rates.model_dump(), batch=read_json(batch)["batch"])
+    return Trial(p.templates, p.sources, p.shots, p.draws, tuning)
 
 
 def tune_and_judge(
@@ -67,14 +75,14 @@ def tune_and_judge(
     """
     save_start(start, work)
     draw, shots = trial.draws[(seed - 1) % len(trial.draws)], trial.shots
-    settings, tuning = Protocols(base_to_new=[shots]), trial.tuning.of(start.prompt)
+    settings = Protocols(base_to_new=[shots], all_classes=[])
     for name in progress(trial.sources, "benchmarks"):
-        method = method_of(start.about, backbone, trial.benchmarks[name].template)
+        method = method_of(start.about, backbone, trial.templates[name])
         drawn = few_shots(folder / name, method, "base", shots, draw)
         curve = f"loss/{name}"
         told = lambda epoch, loss, curve=curve: watch(epoch, **{curve: loss})
         with naming(f"{start.prompt} on {name}, {Run('base', shots, draw)}"):
-            tuned = tune(method, start, drawn, tuning, draw, told)
+            tuned = tune(method, start, drawn, trial.tuning, draw, told)
         after = {(shots, seed, epoch): t for epoch, t in enumerate([start.theta, *tuned])}
         judged = judge_source(name, settings, {"base": after, "all": {}}, lambda _: method, folder)
         save_judged(judged, work, name)

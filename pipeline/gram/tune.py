@@ -12,7 +12,7 @@ import torch
 
 from pipeline.ahead import ahead
 from pipeline.benchmarks.cache import Draw
-from pipeline.benchmarks.params import Tuning
+from pipeline.benchmarks.params import Sgd
 from pipeline.device import sent, waiting, within_memory
 from pipeline.errors import InputError
 from pipeline.gram.meta import cross_entropy
@@ -24,7 +24,7 @@ from pipeline.stage import unwatched
 LESS = "lower 'tuning.batch', or the batch of this kind of prompt in 'tuning.batch_of'"
 
 
-def learning_rate(epoch: int, epochs: int, settings: Tuning) -> float:
+def learning_rate(epoch: int, epochs: int, settings: Sgd) -> float:
     """The protocol's rate of an epoch (from 0): constant in the first, then a cosine over
     `epochs`.
     """
@@ -53,7 +53,7 @@ def tune(
     method: PromptMethod,
     start: Start,
     draw: Draw,
-    settings: Tuning,
+    settings: Sgd,
     seed: int,
     watch: Callable = unwatched,
 ) -> list[Tokens]:

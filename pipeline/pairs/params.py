@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.params import SAME_BYTES, Section
+from pipeline.params import SAME_BYTES, Part, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Download(Section):
+class Download(Part):
     """How pictures are fetched; what only changes the speed is an option of the stage instead."""
 
     image_size: Count  # pixels of the shorter side; smaller pictures stay as they are
@@ -25,7 +25,7 @@ class Download(Section):
     max_megabytes: Annotated[float, Field(gt=0, allow_inf_nan=False), SAME_BYTES] = 20
     # ask hosts on loopback and private networks too; no, where strangers wrote the links
     private_addresses: bool
-    # below this share of fetched pictures the stage fails
+    # below this share of fetched pictures download fails, and index too
     min_success: Annotated[Share, SAME_BYTES]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.params import Distinct, Section
+from pipeline.params import Distinct, Part, Section
 
 
 class Obtain(Section):
@@ -16,18 +16,23 @@ class Obtain(Section):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Source(Section):
-    """A table of captions and URLs, with or without pictures of its own."""
+class Site(Part):
+    """Where relative URLs point."""
 
     path: str  # folder that holds the table, and the pictures if they are local
+    # folder or zip in `path` that relative URLs point into; null: all URLs are absolute
+    pictures: str | None
+
+
+class Source(Site):
+    """A table of captions and URLs, with or without pictures of its own."""
+
     # file in `path`: .tsv, .csv or .parquet; or a pattern of tars that hold pictures with their
     # captions (*.tar)
     table: str
     obtain: Obtain | None  # fetch the table if it is not there; null: never
     # names of the columns of a table without a header row; null: it has one
     columns: Annotated[list[str], Field(min_length=1), Distinct] | None
-    # folder or zip in `path` that relative URLs point into; null: all URLs are absolute
-    pictures: str | None
     # rows without caption or URL, or with stray tabs: stop, or drop and count
     bad_rows: Literal["error", "drop"]
 

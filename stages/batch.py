@@ -1,0 +1,39 @@
+"""Writes how many pictures a step of a method's tuning takes.
+
+    python stages/batch.py --table methods.direct --name cocoop --out data/batches/cocoop.json
+
+Tuning depends on this file, so that `tuning.batch_of` of one kind of prompt reruns the methods of
+that kind, and no others.
+"""
+
+import _repository  # noqa: F401, I001 — first: it sets the import path
+
+from pathlib import Path
+
+from pipeline.artifacts import write_json
+from pipeline.benchmarks.params import Count
+from pipeline.gram.params import Prompt
+from pipeline.params import load_params
+from pipeline.stage import parser, run
+
+READS = {
+    "batch": ("tuning.batch", Count),
+    "batch_of": ("tuning.batch_of", dict[str, Count]),
+    "prompt": ("{table}.{name}.prompt", Prompt),
+}
+
+
+def main():
+    cli = parser(__doc__)
+    cli.add_argument("--table", required=True, help="table of params.yaml")
+    cli.add_argument("--name", required=True, help="entry of that table")
+    cli.add_argument("--out", type=Path, required=True, help="JSON file")
+    args = cli.parse_args()
+    p = load_params(args.params, READS, table=args.table, name=args.name)
+    batch = p.batch_of.get(p.prompt, p.batch)
+    write_json({"batch": batch}, args.out)
+    return f"{args.name}: {batch} pictures", {}, args.metrics
+
+
+if __name__ == "__main__":
+    run(main)
