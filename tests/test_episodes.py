@@ -202,6 +202,15 @@ def test_any_number_of_threads_writes_the_same_bytes(drawn, tmp_path, monkeypatc
     assert set(sizes) == {50}  # one task's pictures at a time, whatever the number of tasks
 
 
+@pytest.mark.parametrize("lost", [0, 2, 3])
+def test_a_lost_shard_is_no_smaller_world(drawn, tmp_path, small_shards, lost):
+    """Meta-training would learn on fewer tasks without a word; the last shard is missed too."""
+    folder = write(drawn, tmp_path / "whole")
+    (folder / f"{lost:05d}.parquet").unlink()
+    with pytest.raises(InputError, match=f"0000{lost}.parquet: missing; `dvc checkout"):
+        next(read_episodes(folder))
+
+
 def test_writing_goes_on_where_it_was_cut_off(drawn, tmp_path, monkeypatch, small_shards):
     monkeypatch.setenv("EPISODE_THREADS", "2")
     expected = contents(write(drawn, tmp_path / "whole"))
