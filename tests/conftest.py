@@ -23,6 +23,23 @@ ENVIRONMENT = os.environ | {
 }
 
 
+# What these fixtures give took a demo run, stages in a clone, a download or a server.
+WHOLE = {
+    *("demo", "edit", "week", "ada", "bucket", "tuned", "fetched", "shared", "server", "database"),
+    *("checkout", "diverged", "tiny_world", "starts", "fitted", "model", "published"),
+}
+
+
+WHOLE_FILES = {"test_new_method", "test_own_pictures", "test_accelerator"}  # train, step by step
+
+
+def pytest_collection_modifyitems(items):
+    """Whoever asks for one of `WHOLE` is no quick test."""
+    for item in items:
+        if WHOLE & set(item.fixturenames) or item.path.stem in WHOLE_FILES:
+            item.add_marker("whole")
+
+
 def run(*command, cwd, check=True, **changes):
     """A command in a folder; its output goes into the failure if it exits non-zero."""
     done = subprocess.run(

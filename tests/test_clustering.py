@@ -190,6 +190,7 @@ def test_approximate_search_repeats_exactly():
     assert np.array_equal(one, other)
 
 
+@pytest.mark.whole
 def test_approximate_graph_says_what_it_finds():
     x, _ = groups(200, 20, spread=1.0)
     true = np.argsort(-(x @ x.T), axis=1)[:, :10]

@@ -588,6 +588,7 @@ def test_two_clones_end_with_the_same_lock(demo, tmp_path):
     assert (other / "dvc.lock").read_text() == (demo[0] / "dvc.lock").read_text()
 
 
+@pytest.mark.whole
 def test_the_paper_profile_plans_without_any_data(tmp_path):
     other = clone(tmp_path / "clone")
     shutil.copy2(other / "profiles" / "paper.yaml", other / "params.yaml")

@@ -336,12 +336,14 @@ def compared(world, oracle, phi, inner):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("oracle", ORACLES)
 @pytest.mark.parametrize("kind", ["coop", "vpt", "joint"])
+@pytest.mark.whole
 def test_textual_visual_and_joint_prompts_equal_three_other_ways(worlds, kind, oracle, steps):
     world = worlds[kind]
     compared(world, oracle, world.phi, InnerStep(lr=0.7, steps=steps, input_scale="rms"))
 
 
 @pytest.mark.parametrize("kind", ["coupled", "cocoop"])
+@pytest.mark.whole
 def test_coupled_and_picture_dependent_prompts(worlds, kind):
     compared(
         worlds[kind], "torch.func", worlds[kind].phi, InnerStep(lr=0.3, steps=2, input_scale="rms")

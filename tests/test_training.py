@@ -310,6 +310,7 @@ save_file(t.tensors_of(theta, phi), out / f"rank{{os.environ['RANK']}}.safetenso
 """
 
 
+@pytest.mark.whole
 def test_two_processes_do_what_one_does(method, episodes, tmp_path):
     """SGD without clipping, so that what θ and φ moved by shows the meta-gradients' size."""
     script = tmp_path / "two.py"
