@@ -124,7 +124,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.features_ = seen[:, 0].half()
         self.collection_, self.targets_ = collection, labels
         self.backbone_, self.place_, self.digest_ = task.backbone, ready.place, ready.digest
-        self.task_ = task
+        self.task_, self.origin_ = task, None
         self.scores_ = None if self.held_out_ is None else nonconformity(self.held_out_, labels)
         return self
 

@@ -28,7 +28,7 @@ def as_bytes(picture: Any) -> bytes:
         return Path(picture).read_bytes()
     if isinstance(picture, Image.Image):
         packed = io.BytesIO()
-        picture.save(packed, "tiff")
+        picture.save(packed, "tiff", exif=picture.getexif())  # it says which side is up
         return packed.getvalue()
     raise InputError(
         f"a {type(picture).__name__} is no picture; give paths, PIL pictures, or a folder"

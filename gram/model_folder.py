@@ -111,11 +111,11 @@ def check_target(folder: Path) -> None:
 
 
 def save_model(model: PromptClassifier, folder: Path) -> None:
-    """Writes all files beside `folder` and puts them in its place at once."""
-    from gram.report import write_card, write_report
-
+    """Writes all files beside `folder` and puts them in its place at once. A classifier that was
+    loaded is copied from where it lies.
+    """
     check_target(folder)
-    if model.collection_ is None or len(model.classes_) != len(model.collection_.names):
+    if model.classes_.tolist() != model.collection_.names:
         raise InputError(
             "a classifier with other names than it was adapted to is not saved; save it before, "
             "and give the names when it is used"
@@ -125,19 +125,28 @@ def save_model(model: PromptClassifier, folder: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        weights = save(_tensors(model))
-        (work / WEIGHTS).write_bytes(weights)
-        text = json.dumps(_config(model, weights), indent=2, ensure_ascii=False)
-        (work / CONFIG).write_text(text + "\n", encoding="utf-8")
-        if model.held_out_ is not None:
-            held_out_table(model).write_csv(work / "heldout.csv", float_precision=6)
-        write_report(model, work / "report.html")
-        write_card(model, work / "README.md")
+        if model.origin_ is not None:  # what was measured is in its files alone
+            shutil.copytree(model.origin_, work, dirs_exist_ok=True)
+        else:
+            _write(model, work)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(model: PromptClassifier, work: Path) -> None:
+    from gram.report import write_card, write_report
+
+    weights = save(_tensors(model))
+    (work / WEIGHTS).write_bytes(weights)
+    text = json.dumps(_config(model, weights), indent=2, ensure_ascii=False)
+    (work / CONFIG).write_text(text + "\n", encoding="utf-8")
+    if model.held_out_ is not None:
+        held_out_table(model).write_csv(work / "heldout.csv", float_precision=6)
+    write_report(model, work / "report.html")
+    write_card(model, work / "README.md")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -226,5 +235,5 @@ def load_model(
     model.task_ = Task(tower, tuple(config["classes"]), config["template"], None, config["seed"])
     model.collection_ = _collection(config["data"])
     model.targets_ = np.searchsorted(model.classes_, config["data"]["labels"])
-    model.config_ = config
+    model.origin_ = folder.resolve()
     return model

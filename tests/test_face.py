@@ -226,10 +226,14 @@ def test_a_saved_classifier_gives_the_same_bits(fitted, model, own, tmp_path):
     assert again.predict_sets(own, 0.8) == fitted.predict_sets(own, 0.8)
     assert torch.equal(again.with_classes(["boat"]).matrix_, fitted.with_classes(["boat"]).matrix_)
     fitted.save(tmp_path / "again")
+    again.save(tmp_path / "copy")
+    again.save(model)  # onto itself
+    assert PromptClassifier.load(tmp_path / "copy").predict_sets(own, 0.8)
     names = sorted(p.name for p in model.iterdir())
     assert names == ["README.md", "config.json", "heldout.csv", "model.safetensors", "report.html"]
     for name in names:
-        assert (tmp_path / "again" / name).read_bytes() == (model / name).read_bytes(), name
+        for other in ("again", "copy"):
+            assert (tmp_path / other / name).read_bytes() == (model / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -252,8 +256,9 @@ def test_other_classes_are_not_promised_anything(fitted, own, tmp_path):
     wider = fitted.with_classes(["boat"])
     with pytest.raises(InputError, match="no held-out pictures of its classes"):
         wider.predict_sets(own)
-    with pytest.raises(InputError, match="other names than it was adapted to is not saved"):
-        wider.save(tmp_path / "m")
+    for other in (wider, fitted.with_classes(["boat", "plane", "tree"], replace=True)):
+        with pytest.raises(InputError, match="other names than it was adapted to is not saved"):
+            other.save(tmp_path / "m")
     for names in ([], ["  ...  "]):
         with pytest.raises(InputError, match="at least one|no word"):
             fitted.with_classes(names)
@@ -285,6 +290,42 @@ def test_many_pictures_are_opened_one_at_a_time(fitted, monkeypatch):
     found = looking.all_opened(lambda name: Counted(content.getvalue()), ["p"] * 300)
     features = looking.test_features(fitted.backbone_, found)
     assert len(features) == 300 and max(sizes) <= looking.BATCH and most[0] <= 2
+
+
+def kinds_of_pictures(folder, upright):
+    """The same picture as people have it, in files of several kinds, and as one that PIL opened."""
+    folder.mkdir()
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it a quarter clockwise
+    turned.save(folder / "turned.png", exif=exif)
+    frames = {"save_all": True, "append_images": [picture((0, 0, 0), 1)]}
+    upright.save(folder / "animated.webp", lossless=True, **frames)
+    upright.convert("CMYK").save(folder / "cmyk.tiff")
+    Image.merge("RGBA", [*upright.split(), Image.new("L", upright.size, 255)]).save(
+        folder / "a.png"
+    )
+    return sorted(folder.iterdir())
+
+
+def test_pictures_as_people_have_them(fitted, tmp_path):
+    """Turned by EXIF, animated, CMYK, with alpha: all are the picture that a person sees; 16-bit
+    grey is grey.
+    """
+    ramp = np.linspace(0, 255, 48).astype(np.uint8)
+    upright = Image.fromarray(
+        np.stack([*np.meshgrid(ramp, ramp[::-1]), np.full((48, 48), 90, np.uint8)], 2)
+    )
+    files = kinds_of_pictures(tmp_path / "in", upright)
+    wanted = fitted.features([upright])[0]
+    for given in (files, [Image.open(file) for file in files]):
+        assert float((fitted.features(given) @ wanted).min()) > 0.9985
+    sideways = fitted.features([upright.transpose(Image.Transpose.ROTATE_90)])
+    assert float((sideways @ wanted).max()) < 0.995  # it would be seen
+    grey = np.tile(ramp, (48, 1))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    wanted = fitted.predict_proba([Image.fromarray(grey)])
+    assert np.allclose(fitted.predict_proba([tmp_path / "deep.png"]), wanted, atol=1e-5)
 
 
 # --- auto ---
