@@ -54,7 +54,7 @@ study: $(READY) check  ## methods and ablations over seeds, hours long; `dvc rep
 	@echo "page: $(CURDIR)/data/study/report/study.html"
 
 experiments: $(READY)  ## experiments beside each other: what differs, and the results
-	@dvc exp show --only-changed --no-pager --drop '.*/'
+	@dvc exp show --num -1 --only-changed --no-pager --drop '.*/'
 
 mlflow: $(READY)  ## MLflow's page of all runs that this checkout has seen
 	@mlflow server --backend-store-uri sqlite:///tracking/mlflow.db --port $(PORT)
@@ -65,7 +65,8 @@ team: $(READY)  ## once per clone: git merges dvc.lock by stage
 
 share: $(READY)  ## to the team's remotes: results, the run cache, experiments with theirs
 	@dvc push --run-cache
-	@dvc exp push --run-cache $(GIT_REMOTE)
+	@dvc exp push --run-cache --num -1 $(GIT_REMOTE)
+	@dvc exp list --num -1
 
 fetch: $(READY)  ## from there: experiments, the run cache, and all that learning works on, but no pictures of the web
 	@dvc exp pull --no-cache $(GIT_REMOTE)

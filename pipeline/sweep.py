@@ -36,6 +36,7 @@ from pipeline.stage import warn
 from pipeline.tracking.send import flat
 
 PARAMS, RESULTS = Path("params.yaml"), "data/metrics/results.json"
+CSV = Path("-")  # standard output
 
 
 def combinations(changes: list[str]) -> list[list[str]]:
@@ -77,13 +78,47 @@ def queue(name: str, changes: list[str], passed_on: list[str]) -> int:
     found = combinations(changes)
     for combination in found:
         check_combination(combination, PARAMS)
+    if taken := sorted(known_names() & {f"{name}-{n}" for n in range(1, len(found) + 1)}):
+        raise InputError(
+            f"'{name}': there is {', '.join(taken)} already, queued or finished, and one of the "
+            "two results would be lost; take another name, or remove these (`dvc exp remove`, "
+            "`dvc queue remove`)"
+        )
+    if left_out := untracked():
+        raise InputError(
+            f"{', '.join(left_out)}: not in git, so no experiment would have it; `git add` it"
+        )
+    named = name if len(found) > 1 else f"{name}-1"  # DVC numbers what is more than one
     sets = itertools.chain.from_iterable(("-S", change) for change in changes)
     done = subprocess.run(
-        ["dvc", "exp", "run", "--queue", "--name", name, *sets, *passed_on], check=False
+        ["dvc", "exp", "run", "--queue", "--name", named, *sets, *passed_on], check=False
     )
     if done.returncode:
         raise InputError(f"'{name}': DVC did not queue it; see above")
     return len(found)
+
+
+def known_names() -> set[str]:
+    """Of every experiment of this clone, finished or in the queue."""
+    from dvc.repo import Repo
+    from dvc.repo.experiments.refs import EXEC_NAMESPACE, EXPS_NAMESPACE, STASHES
+
+    refs = _lines("git", "for-each-ref", "--format=%(refname)", EXPS_NAMESPACE)
+    inner = (EXEC_NAMESPACE, *STASHES)
+    done = {ref.rpartition("/")[2] for ref in refs if not ref.startswith(inner)}
+    with Repo() as repo:
+        queue_ = repo.experiments.celery_queue
+        waiting = [*queue_.iter_queued(), *queue_.iter_active()]
+        return done | {entry.name for entry in waiting if entry.name}
+
+
+def untracked() -> list[str]:
+    """Files beside the code that git does not know: an experiment's copy would lack them."""
+    return _lines("git", "ls-files", "--others", "--exclude-standard", "pipeline", "stages")
+
+
+def _lines(*command: str) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def experiments(name: str, shown: list[dict]) -> list[dict[str, Any]]:
@@ -172,22 +207,44 @@ def show(name: str, over: list[str], revision: str, out: Path | None) -> None:
         if not experiment["figures"]:
             warn(f"{experiment['name']} is not in the table: {experiment['state']}")
     swept, table = tabulate(found, over)
-    printed = Table(
-        title=f"{name}: top-1 in percent, mean ± standard deviation over {', '.join(over)}"
-    )
-    figures = [c for c in table.columns if f"{c}_sd" in table.columns]
-    for column in [*swept, "runs", *figures]:
-        printed.add_column(column, justify="right")
-    for row in table.iter_rows(named=True):
-        cells = [
-            f"{row[f]:.2f}" + (f" ± {row[f'{f}_sd']:.2f}" if row[f"{f}_sd"] is not None else "")
-            for f in figures
-        ]
-        printed.add_row(*(row[key] for key in swept), str(row["runs"]), *cells)
-    Console().print(printed)
+    if out == CSV:
+        sys.stdout.write(table.write_csv())
+        return
     if out:
         with replacing(out) as temporary:
             table.write_csv(temporary)
+    title = f"{name}: top-1 in percent, mean ± standard deviation over {', '.join(over)}"
+    print_table(title, swept, table)
+
+
+def by_method(swept: list[str], table: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Column names and cells: a row per method and setting, a column per figure, so that any
+    number of methods fits a terminal.
+    """
+    named = [c.rpartition(".") for c in table.columns if f"{c}_sd" in table.columns]
+    methods = list(dict.fromkeys(method for method, _, _ in named))
+    figures = list(dict.fromkeys(figure for _, _, figure in named))
+    rows = []
+    for method, row in itertools.product(methods, table.iter_rows(named=True)):
+        cells = []
+        for column in (f"{method}.{figure}" if method else figure for figure in figures):
+            mean, sd = row.get(column), row.get(f"{column}_sd")
+            spread = "" if sd is None else f" ± {sd:.2f}"
+            cells.append("" if mean is None else f"{mean:.2f}{spread}")
+        if any(cells):
+            rows.append([method, *(row[key] for key in swept), str(row["runs"]), *cells])
+    return ["method", *swept, "runs", *figures], rows
+
+
+def print_table(title: str, swept: list[str], table: pl.DataFrame) -> None:
+    """On a terminal as wide as that is; piped, as wide as the table."""
+    columns, rows = by_method(swept, table)
+    printed = Table(title=title)
+    for column in columns:
+        printed.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for row in rows:
+        printed.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 1000).print(printed)
 
 
 def main() -> None:
@@ -213,6 +270,9 @@ def main() -> None:
         "--rev", default="HEAD", help="commit that the sweep began at (default: %(default)s)"
     )
     shown.add_argument("--out", type=Path, help="CSV file")
+    shown.add_argument(
+        "--csv", action="store_const", const=CSV, dest="out", help="CSV instead of a table"
+    )
     args = cli.parse_args(words[:cut])
     try:
         if args.command == "queue":

@@ -18,7 +18,7 @@ from pipeline.artifacts import read_table, write_json
 from pipeline.clustering.schemas import CLUSTERS, DOMAINS, LABELS, MAP, TOPICS
 from pipeline.pairs.index import failure_reasons
 from pipeline.pairs.noise import SCORED, least_score
-from pipeline.pairs.params import Filter
+from pipeline.pairs.params import Selection
 from pipeline.pairs.reading import read_pairs
 from pipeline.pairs.schemas import KEPT
 from pipeline.params import Seed, load_params
@@ -27,7 +27,7 @@ from pipeline.report.gallery import topic_cards
 from pipeline.report.params import Gallery
 from pipeline.stage import parser, progress, run
 
-READS = {"seed": ("seed", Seed), "filter": ("filter", Filter), "gallery": ("gallery", Gallery)}
+READS = {"seed": ("seed", Seed), "filter": ("filter", Selection), "gallery": ("gallery", Gallery)}
 
 
 def main():

@@ -252,6 +252,7 @@ def test_rooms_point_one_way():
         "schema",
         "merge_lock",
         "sweep",
+        "stale",
         "verify_cache",
         "accept",
     ]

@@ -199,8 +199,8 @@ def test_the_tables_are_readable(week):
     for name in ("ben look", "ada adopt"):
         said = week.said[name]
         assert (
-            re.search(r"inner_lr ┃ runs ┃ .*coop_gram\.H", said)
-            and re.search(r"0\.1 │ +2 │ .*±", said)
+            re.search(r"method +┃ inner_lr ┃ runs ┃ .*H", said)
+            and re.search(r"coop_gram │ +0\.1 │ +2 │ .*±", said)
             and re.search(r"1\.0 │ +2 │ .*±", said)
         )
     shown = next(

@@ -17,7 +17,7 @@ from pipeline.artifacts import shard_paths
 from pipeline.engine import mapped
 from pipeline.errors import InputError
 from pipeline.neighbours import search_index
-from pipeline.pairs.params import Filter
+from pipeline.pairs.params import Filter, Selection
 from pipeline.pairs.reading import left_out, read_features, read_pairs
 from pipeline.pairs.schemas import KEPT
 
@@ -115,7 +115,7 @@ def mixture_crossing(scores: np.ndarray, mismatch: float) -> float:
     return float(brentq(excess, low, high))
 
 
-def least_score(scores: np.ndarray, settings: Filter) -> float:
+def least_score(scores: np.ndarray, settings: Selection) -> float:
     """The score below which a pair is a mismatch. Raises InputError if too few scores tell."""
     if settings.select != "threshold" and len(scores) < FEWEST:
         raise InputError(

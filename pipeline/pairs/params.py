@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.params import SAME_BYTES, Part, Section
+from pipeline.params import SAME_BYTES, Part
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -29,7 +29,25 @@ class Download(Part):
     min_success: Annotated[Share, SAME_BYTES]
 
 
-class Filter(Section):
+class Selection(Part):
+    """Where a score becomes a mismatch."""
+
+    select: Literal["threshold", "quantile", "mixture"]
+    # `threshold`: the least score; `quantile`: the share of pairs to drop; `mixture`: the
+    # probability of a mismatch from which to drop
+    threshold: float
+
+    @model_validator(mode="after")
+    def _threshold_is_a_share(self) -> Selection:
+        if self.select != "threshold" and not 0 < self.threshold < 1:
+            raise ValueError(
+                f"with 'select: {self.select}', 'threshold' is a share between 0 and 1, but it is "
+                f"{self.threshold}"
+            )
+        return self
+
+
+class Filter(Selection):
     """Score once, select cheaply: only `filter` reruns when one of these changes."""
 
     min_words: Annotated[int, Field(ge=0)]
@@ -46,10 +64,6 @@ class Filter(Section):
     # plain CLIP similarity, or corrected for hubs by its neighbourhood
     score: Literal["cosine", "csls"]
     neighbours: Count  # how many neighbours make the neighbourhood of `csls`, and measure `recall`
-    select: Literal["threshold", "quantile", "mixture"]
-    # `threshold`: the least score; `quantile`: the share of pairs to drop; `mixture`: the
-    # probability of a mismatch from which to drop
-    threshold: float
 
     @model_validator(mode="after")
     def _some_caption_fits(self) -> Filter:
@@ -57,14 +71,5 @@ class Filter(Section):
             raise ValueError(
                 f"'min_characters' ({self.min_characters}) is above 'max_characters' "
                 f"({self.max_characters}): no caption would be kept"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _threshold_is_a_share(self) -> Filter:
-        if self.select != "threshold" and not 0 < self.threshold < 1:
-            raise ValueError(
-                f"with 'select: {self.select}', 'threshold' is a share between 0 and 1, but it is "
-                f"{self.threshold}"
             )
         return self
