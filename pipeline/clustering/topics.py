@@ -288,7 +288,7 @@ def find_topics(vectors: np.ndarray, settings: Clustering, seed: int, progress) 
     fitted = sample_of(different, settings.fit_on, seed)
     sample = (vectors if len(fitted) == different else vectors[fitted]).astype(np.float32)
     smaller = of_sample(settings, len(fitted) / different)
-    grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress)
+    grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress)  # type: ignore[arg-type]
     topic, strength = grouped.topic, grouped.strength
     if len(fitted) < different:
         nearest = follow(vectors, sample, fitted, settings, seed)

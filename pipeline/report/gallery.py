@@ -25,7 +25,7 @@ def thumbnail(picture: bytes) -> bytes:
     image = Image.open(io.BytesIO(picture))
     if max(image.size) <= SHOWN:
         return picture
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = ImageOps.exif_transpose(image).convert("RGB")  # type: ignore[assignment]
     image.thumbnail((SHOWN, SHOWN))
     small = io.BytesIO()
     image.save(small, "JPEG", quality=85)
