@@ -77,12 +77,13 @@ def main():
             save_start(start, work)
             save_curve(curve, work / "curve.csv")
             (work / "checkpoint.safetensors").unlink(missing_ok=True)
-    keep(args.out.iterdir())
-    folders = {"start": args.out, "backbone": p.backbone.path}
-    model(MODEL, SIGNATURE, folders, PACKAGES, tags={"start": digest_of(args.out)})
+    if first_process():  # the others may be here before `out` is
+        keep(args.out.iterdir())
+        folders = {"start": args.out, "backbone": p.backbone.path}
+        model(MODEL, SIGNATURE, folders, PACKAGES, tags={"start": digest_of(args.out)})
 
     figures = figures_of(curve)
-    if figures["start_loss_first"] < TOO_EASY:
+    if figures["start_loss_first"] < TOO_EASY and first_process():
         warn(
             f"{args.name}: the query loss was {figures['start_loss_first']:.3f} before the first "
             "meta-step; such tasks teach nothing: raise 'ways' or 'confusable', or use pictures "

@@ -86,6 +86,35 @@ def test_a_process_makes_its_device_the_current_one(monkeypatch):
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_stage_under_torchrun(tiny_world, tmp_path, processes):
+    """Two processes share the batch of two tasks, and one of them writes; of three, one would have
+    nothing to do.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), "stages/metatrain.py"]
+    command += ["--params", tiny_world / "params.yaml", "--name", "coop_gram"]
+    command += ["--episodes", tiny_world / "episodes" / "small" / "1", "--out", tmp_path / "out"]
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=os.environ | {"DEVICE": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if processes == 2:
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("coop_gram: 2 meta-steps of 2 tasks") == 1
+        assert {p.name for p in (tmp_path / "out").iterdir()} == {
+            "curve.csv",
+            "prompt.safetensors",
+            "regulator.safetensors",
+        }
+    else:
+        assert done.returncode and 'metatrain.py", line' not in done.stderr  # torchrun's is its own
+        assert "'meta_batch' is 2, but 3 processes were started" in done.stderr
+
+
 @pytest.mark.parametrize("processes", [5, 8])
 def test_more_processes_than_tasks_in_a_batch(backbone, episodes, tmp_path, monkeypatch, processes):
     monkeypatch.setattr(loop.parallel, "join", lambda device: (0, processes))
