@@ -37,7 +37,8 @@ METHODS = ("pipeline/prompts/__init__.py", "METHODS")
 TABLES = {
     METHODS: "prompt",
     ("pipeline/gram/regulator.py", "RULES"): "regulator",
-    ("pipeline/gram/params.py", "Prompt"): "prompt",
+    # only says what params.yaml may hold: no entry counts for anybody
+    ("pipeline/gram/params.py", "Prompt"): "",
 }
 
 OWN = ("pipeline", "stages", "_repository")
@@ -522,10 +523,9 @@ class _Walk:
 
     def expand(self, file: str, part: Part) -> None:
         self.texts[file].add(part.text)
-        made, family = self.modules[file], None
+        made, family = self.modules[file], TABLES.get((file, part.text.partition(" ")[0]), "")
         for kind, entry in part.entries.items():
-            family = family or TABLES[file, part.text.partition(" ")[0]]
-            if self.kinds.get(family, kind) == kind:
+            if family and self.kinds.get(family, kind) == kind:
                 self.expand(file, entry)
         for node in part.imports:
             self.follow(node, file)

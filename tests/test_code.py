@@ -329,11 +329,7 @@ def test_a_new_method_makes_only_its_own_stages_stale(repository):
     assert {"start/mine", "tune/mine", "evaluate/mine"} <= own
     # by hand or of all methods at once: no stage but the report's depends on these
     assert {n for n in found - own if "/" in n} == set()
-    assert found - own <= {s.stem for s in SCRIPTS if code.is_of_a_method(s)} | {
-        "code",
-        "report",
-        "compare",
-    }
+    assert found - own <= {s.stem for s in SCRIPTS if code.is_of_a_method(s)} | {"code"}
 
 
 def test_an_unfinished_script_stops_nobody(repository):
