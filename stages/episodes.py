@@ -78,7 +78,8 @@ def main():
         pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed
     )
     shown = rows_of(tasks)
-    pictures = locate_pictures(args.shards, pool.keys, table["shard"].to_list(), shown, progress)
+    names_in_shards, shards = table["picture"].to_list(), table["shard"].to_list()
+    pictures = locate_pictures(args.shards, names_in_shards, shards, shown, progress)
     inputs = (args.domains, args.labels, args.features, args.pairs, args.shards)
     with resumable_folder(args.out, fingerprint((p, args.name, seed), *inputs)) as work:
         write_shards(tasks, pool, pictures.read, work, progress)

@@ -1,14 +1,20 @@
-"""Topics with their pictures, as the page has them."""
+"""Topics with their pictures, as the page has them, and pictures that several captions share."""
 
 import base64
 import io
+import sys
 import tarfile
 
 import numpy as np
 import polars as pl
+from conftest import ROOT, run
 from PIL import Image
 from test_clustering import silent
 
+from pipeline.artifacts import to_vectors, write_table
+from pipeline.clustering.schemas import DOMAINS, LABELS
+from pipeline.pairs.reading import write_pairs
+from pipeline.pairs.schemas import PAIRS, features_schema
 from pipeline.report.gallery import SHOWN, thumbnail, topic_cards
 from pipeline.report.params import Gallery
 
@@ -42,7 +48,9 @@ def test_a_card_has_the_pictures_of_its_domains(tmp_path):
         {"topic": [0, 1], "name": ["lion", "(no name)"], "size": [6, 2], "words": [["lion"], []]}
     )
     kept = pl.DataFrame({"key": keys, "caption": keys, "strength": [1.0] * 8})
-    pairs = pl.DataFrame({"key": keys, "shard": [f"{n % 2:05d}.tar" for n in range(8)]})
+    pairs = pl.DataFrame(
+        {"key": keys, "picture": keys, "shard": [f"{n % 2:05d}.tar" for n in range(8)]}
+    )
     settings = Gallery(topics=2, pictures_per_domain=2, map_points=10)
     cards = topic_cards(labels, domains, kept, pairs, tmp_path, settings, silent)
     assert [[d["size"] for d in card["domains"]] for card in cards] == [[3, 3], [2]]
@@ -55,3 +63,63 @@ def test_a_card_has_the_pictures_of_its_domains(tmp_path):
                 assert content == thumbnail(pictures[key]) and len(content) < len(pictures[key])
     only = topic_cards(labels.head(1), domains, kept, pairs, tmp_path, settings, silent)
     assert only == cards[:1]
+    # k1 and k2 are captions of k0's picture, and k0 itself is in no topic
+    pairs = pairs.with_columns(
+        pl.when(pl.col("key").is_in(["k1", "k2"]))
+        .then(pl.lit("k0"))
+        .otherwise("picture")
+        .alias("picture"),
+        pl.when(pl.col("key").is_in(["k1", "k2"]))
+        .then(pl.lit("00000.tar"))
+        .otherwise("shard")
+        .alias("shard"),
+    )
+    shared = topic_cards(labels, domains[1:], kept, pairs, tmp_path, settings, silent)
+    first = shared[0]["domains"][0]
+    assert first["size"] == 1 and first["pictures"] == cards[0]["domains"][0]["pictures"][:1]
+
+
+def test_tasks_find_a_picture_that_has_another_caption_s_name(tmp_path):
+    """Each pair is the second caption of its picture; the first, whose key is the picture's name in
+    the shard, is in no topic.
+    """
+    names = [f"k{n:02d}" for n in range(16)]
+    keys = [f"{name}-2" for name in names]
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "00000.tar", "w") as tar:
+        for n, name in enumerate(names):
+            member, content = tarfile.TarInfo(f"{name}.jpg"), jpeg(8, 8, n)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    domains = {"key": keys, "topic": np.repeat([0, 1], 8), "domain": np.tile([0, 1], 8)}
+    write_table(pl.DataFrame(domains).to_arrow(), tmp_path / "domains.parquet", DOMAINS)
+    labels = {"topic": [0, 1], "name": ["lion", "bus"], "size": [8, 8], "words": [["a"], ["b"]]}
+    table = pl.DataFrame(labels | {"scores": [[1.0], [1.0]]})
+    write_table(table.to_arrow(), tmp_path / "labels.parquet", LABELS)
+    pairs = pl.DataFrame({"key": names + keys, "picture": names + names}).sort("key")
+    pairs = pairs.with_columns(caption=pl.lit("a lion"), status=pl.lit("success"))
+    pairs = pairs.with_columns(error=pl.lit(""), shard=pl.lit("00000.tar"), sha256=pl.lit(""))
+    pairs = pairs.with_columns(pl.lit(8).alias(c) for c in ("width", "height", "bytes"))
+    write_pairs(pairs.select(*PAIRS.names, "picture").to_arrow(), tmp_path / "pairs.parquet")
+    table = pl.DataFrame({"key": keys}).to_arrow()
+    for column in ("image", "text"):
+        vectors = to_vectors(np.random.default_rng(0).normal(size=(16, 8)))
+        table = table.append_column(column, vectors)
+    write_table(table, tmp_path / "features" / "00000.parquet", features_schema(8))
+    text = (ROOT / "params.yaml").read_text()
+    for old in ("\nways: 8", "\nsupport_shots: 4", "\nquery_shots: 6"):
+        assert text.count(old) == 1
+        text = text.replace(old, old[:-1] + "2")
+    (tmp_path / "params.yaml").write_text(text)
+    done = run(
+        *(sys.executable, "stages/episodes.py", "--params", tmp_path / "params.yaml"),
+        *("--name", "shifted", "--out", tmp_path / "episodes", "--shards", tmp_path / "shards"),
+        *("--domains", tmp_path / "domains.parquet", "--labels", tmp_path / "labels.parquet"),
+        *("--features", tmp_path / "features", "--pairs", tmp_path / "pairs.parquet"),
+        cwd=ROOT,
+    )
+    assert "300 2-way tasks from 2 of 2 topics" in done.stdout
+    shown = pl.read_parquet(tmp_path / "episodes").unique("key")
+    assert set(shown["key"]) <= set(keys)
+    for key, picture in shown.select("key", "picture").iter_rows():
+        assert picture == jpeg(8, 8, names.index(key.removesuffix("-2")))

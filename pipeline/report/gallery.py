@@ -55,16 +55,20 @@ def topic_cards(
         .sort("topic", "domain", "key")
         .unique(["topic", "domain", "picture"], keep="first", maintain_order=True)
         .group_by("topic", "domain", maintain_order=True)
-        .agg(pl.col("key").head(settings.pictures_per_domain), pl.len())
+        .agg(pl.col("picture").head(settings.pictures_per_domain), pl.len())
     )
-    keys = picked["key"].explode().unique().sort()
-    holding = pl.DataFrame({"key": keys}).join(
-        pairs.select("key", "shard"), on="key", how="left", maintain_order="left"
+    names = picked["picture"].explode().unique().sort()
+    holding = pl.DataFrame({"picture": names}).join(
+        pairs.select("picture", "shard").unique("picture"),
+        on="picture",
+        how="left",
+        maintain_order="left",
     )
-    rows = np.arange(len(keys))
-    located = locate_pictures(shards, keys.to_list(), holding["shard"].to_list(), rows, progress)
+    rows = np.arange(len(names))
+    located = locate_pictures(shards, names.to_list(), holding["shard"].to_list(), rows, progress)
     pictures = {
-        key: as_data_url(thumbnail(located.read(rows[n : n + 1])[0])) for n, key in enumerate(keys)
+        name: as_data_url(thumbnail(located.read(rows[n : n + 1])[0]))
+        for n, name in enumerate(names)
     }
     central = (
         domains.join(kept, on="key")
