@@ -147,7 +147,7 @@ def test_meta_training_in_bf16_with_recompute(tiny_world, monkeypatch, tmp_path,
     the same, and its length about.
     """
     for module in (text, cocoop):
-        monkeypatch.setattr(module, "TEXTS_AT_ONCE", 7)
+        monkeypatch.setattr(module, "TEXTS_AT_ONCE", 4)
     one, other = on_both(
         monkeypatch, tmp_path, lambda out: tiny.metatrain(tiny_world, name, out, params="bf16.yaml")
     )
