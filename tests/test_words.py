@@ -18,7 +18,7 @@ from pipeline.clustering.words import splitter, stop_words, what_to_set
 from pipeline.episodes.params import Episodes
 from pipeline.episodes.tasks import Pool, draw
 from pipeline.errors import InputError
-from pipeline.pairs.schemas import KEPT
+from pipeline.pairs.schemas import KEPT, PAIRS
 
 
 @pytest.mark.parametrize(
@@ -204,6 +204,11 @@ def test_the_episodes_stage_leaves_them_out(tmp_path):
     for column in ("image", "text"):
         table = table.append_column(column, vectors)
     write_table(table, tmp_path / "features" / "00000.parquet", features_schema(8))
+    pairs = pl.DataFrame({"key": keys}).with_columns(
+        *(pl.lit("a").alias(c) for c in ("caption", "status", "error", "shard", "sha256")),
+        *(pl.lit(8).alias(c) for c in ("width", "height", "bytes")),
+    )
+    write_table(pairs.to_arrow(), tmp_path / "pairs.parquet", PAIRS)
     done = stage(
         "episodes",
         *("--name", "shifted", "--domains", tmp_path / "domains.parquet"),
