@@ -27,7 +27,7 @@ from pipeline.gram.tune import tune
 from pipeline.params import load_params
 from pipeline.prompts.starts import load_start, method_of
 from pipeline.prompts.tuned import load_tuned, save_tuned, tuned_path
-from pipeline.stage import parser, progress, run
+from pipeline.stage import parser, progress, run, seed_number
 from pipeline.tracking.journal import keep, point
 
 READS = {
@@ -41,7 +41,9 @@ READS = {
 def arguments() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of `protocols:`")
-    cli.add_argument("--seed", type=int, required=True, help="of the few-shot draw and its tuning")
+    cli.add_argument(
+        "--seed", type=seed_number, required=True, help="of the few-shot draw and its tuning"
+    )
     cli.add_argument(
         "--start", type=Path, required=True, help="folder with the method's prompt and regulator"
     )

@@ -165,7 +165,7 @@ def test_meta_training_in_bf16_with_recompute(tiny_world, monkeypatch, tmp_path,
 def initial(tiny_world, name):
     """θ before meta-training."""
     backbone = load_backbone(tiny_world / "backbone")
-    about = {"title": name, "episodes": "small"} | tiny.META[name]
+    about = {"episodes": "small"} | tiny.META[name]
     return initial_tokens(backbone, MetaMethod(**about), 4, torch.Generator().manual_seed(1))[1]
 
 
@@ -176,7 +176,16 @@ def test_tuning_and_evaluation(tiny_world, starts, monkeypatch, tmp_path, name):
             tiny_world,
             "tune",
             *("--name", "whole", "--start", starts / name),
-            *("--benchmark", tiny_world / "benchmarks" / "whole", "--out", out / "tuned" / "whole"),
+            *(
+                "--seed",
+                1,
+                "--batch",
+                tiny_world / "batch.json",
+                "--benchmark",
+                tiny_world / "benchmarks" / "whole",
+                "--out",
+                out / "tuned" / "whole" / "1",
+            ),
         )
         tiny.stage_in(
             tiny_world,
@@ -204,7 +213,14 @@ def test_zero_shot(tiny_world, monkeypatch, tmp_path):
 
 def test_studies(tiny_world, monkeypatch, tmp_path):
     def work(out):
-        common = ("--seed", 1, "--benchmarks", tiny_world / "benchmarks")
+        common = (
+            "--seed",
+            1,
+            "--batch",
+            tiny_world / "batch.json",
+            "--benchmarks",
+            tiny_world / "benchmarks",
+        )
         tiny.stage_in(
             tiny_world, "study_direct", "--name", "joint", *common, "--out", out / "direct"
         )

@@ -209,7 +209,8 @@ def tune(tiny_world, start, out, params="params.yaml"):
     return tiny.stage_in(
         tiny_world,
         "tune",
-        *("--name", "whole", "--start", start, "--benchmark", tiny_world / "benchmarks" / "whole"),
+        *("--name", "whole", "--seed", 1, "--batch", tiny_world / "batch.json"),
+        *("--start", start, "--benchmark", tiny_world / "benchmarks" / "whole"),
         *("--out", out),
         params=params,
     )
@@ -247,7 +248,16 @@ def test_a_study_that_diverges_is_no_result(tiny_world, monkeypatch, tmp_path):
         tiny.stage_in(
             tiny_world,
             "study_direct",
-            *("--name", "joint", "--seed", 1, "--benchmarks", tiny_world / "benchmarks"),
+            *(
+                "--name",
+                "joint",
+                "--seed",
+                1,
+                "--batch",
+                tiny_world / "batch.json",
+                "--benchmarks",
+                tiny_world / "benchmarks",
+            ),
             *("--out", tmp_path / "out"),
             params="wild.yaml",
         )
@@ -328,7 +338,7 @@ def test_tuning_and_evaluation_use_fused_attention(
     tiny_world, starts, there, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(Use, "fused", 0)
-    tune(tiny_world, starts / "joint", tmp_path / "tuned" / "whole")
+    tune(tiny_world, starts / "joint", tmp_path / "tuned" / "whole" / "1")
     tuned = Use.fused
     tiny.stage_in(
         tiny_world,

@@ -131,18 +131,17 @@ def make_params(top: Path) -> None:
     p["backbone"] = {"path": str(top / "backbone")}
     p["outer"].update(optimiser="sgd", measure_every=2, clip_norm=100.0)
     p["regulator"]["weight_std"] = 0.02
-    titled = lambda table, more: {name: m | more | {"title": name} for name, m in table.items()}
-    learned = {"direct": titled(DIRECT, {}), "meta": titled(META, GRAM)}
-    p["methods"] = {"zero_shot": {"clip": {"title": "CLIP"}}, **learned}
+    learned = {"direct": DIRECT, "meta": {name: method | GRAM for name, method in META.items()}}
+    p["methods"] = {"zero_shot": {"clip": {}}, **learned}
     p["benchmarks"] = {
         name: {
             "path": str(top / "pictures"),
             "domains": [domain],
-            "template": "a photo of a {}.",
             "shots": {"base": [2], "all": [2]} if name == "whole" else {},
         }
         for name, domain in (("whole", "flat"), ("neon", "neon"))
     }
+    p["templates"] = {"whole": "a photo of a {}.", "neon": "a photo of a {}."}
     p["protocols"] = {"whole": {"base_to_new": [2], "all_classes": [2], "cross_domain": ["neon"]}}
     p["few_shot"].update(draws=[1], seeds=[1], epochs=2)
     p["tuning"].update(batch=4, batch_of={"cocoop": 1}, lr=0.1, warmup_lr=0.05)
@@ -158,6 +157,7 @@ def make_params(top: Path) -> None:
         }
     }
     p["study"].update(methods=learned, benchmarks=["whole"], shots=2, episodes={"small": episodes})
+    (top / "batch.json").write_text('{"batch": 4}')
     yaml.dump(p, top / "params.yaml")
     p["outer"].update(precision="bf16", recompute=True)
     p |= {"inner_lr": 0.05, "meta_steps": 1}
