@@ -26,11 +26,15 @@ ENVIRONMENT = os.environ | {
 # What these fixtures give took a demo run, stages in a clone, a download or a server.
 WHOLE = {
     *("demo", "edit", "week", "ada", "bucket", "tuned", "fetched", "shared", "server", "database"),
-    *("checkout", "diverged", "tiny_world", "starts", "fitted", "model", "published"),
+    *("checkout", "diverged", "tiny_world", "starts", "fitted", "model", "published", "world"),
 }
 
 
-WHOLE_FILES = {"test_new_method", "test_own_pictures", "test_accelerator"}  # train, step by step
+# … and what trains step by step, downloads, or judges pictures again and again.
+WHOLE_FILES = {
+    *("test_new_method", "test_own_pictures", "test_accelerator", "test_devices"),
+    *("test_fetching", "test_training"),
+}
 
 
 def pytest_collection_modifyitems(items):

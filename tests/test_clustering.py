@@ -202,6 +202,7 @@ def test_approximate_graph_says_what_it_finds():
     assert np.allclose(distance, 1 - np.einsum("nd,nkd->nk", x, x[found]), atol=1e-5)
 
 
+@pytest.mark.whole
 def test_a_graph_that_falls_short_is_searched_for_wider(monkeypatch):
     """Nearest-neighbour descent misses some of these."""
     x, _ = groups(100, 15, spread=1.0)

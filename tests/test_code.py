@@ -276,6 +276,7 @@ def edit(folder, name, old, new):
     (folder / name).write_text(text.replace(old, new))
 
 
+@pytest.mark.whole
 def test_an_edit_reruns_what_acts_otherwise(repository):
     before, _ = codes(repository)
     for words, expected in (

@@ -316,6 +316,7 @@ def reasons(tmp_path, urls, **changes):
     return read_table(tmp_path / "work" / "fetched.parquet", FETCHED)["error"].to_pylist()
 
 
+@pytest.mark.whole
 def test_private_addresses_are_not_asked(tmp_path):
     """Whatever the name that leads there."""
     site = Site()
@@ -338,6 +339,7 @@ def test_private_addresses_are_not_asked(tmp_path):
     )
 
 
+@pytest.mark.whole
 def test_private_addresses_on_request(tmp_path):
     site = Site()
     assert (
@@ -346,6 +348,7 @@ def test_private_addresses_on_request(tmp_path):
     )
 
 
+@pytest.mark.whole
 def test_a_redirect_leads_to_no_private_address(tmp_path):
     """The one server stands for a public one, which sends us to another on the same machine."""
     inside = Site()
@@ -372,6 +375,7 @@ def test_a_redirect_leads_to_no_private_address(tmp_path):
     assert len(outside.asked) == 2
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("header", ["noai", "noindex", "img2dataset: noai"])
 def test_who_opts_out_is_left_alone(tmp_path, header):
     site = Site(headers=[("X-Robots-Tag", header)])
@@ -379,6 +383,7 @@ def test_who_opts_out_is_left_alone(tmp_path, header):
     assert found == ["Use of image disallowed by X-Robots-Tag directive"] * 2
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "signal_", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
 )
@@ -480,6 +485,7 @@ def odd_pictures():
     }
 
 
+@pytest.mark.whole
 def test_odd_pictures_on_the_real_road(tmp_path):
     """Each is a picture of what it shows, or a counted failure; the huge one is refused by its
     header, and never decoded.
@@ -566,6 +572,7 @@ def test_damage_within_a_shard_is_noticed(fetched, tmp_path):
         list(read_pictures(tmp_path / "00000.tar"))
 
 
+@pytest.mark.whole
 def test_a_folder_with_tars_as_a_site(tmp_path):
     """Their members are served, and nothing beside the folder, whatever a member or a link is
     called.

@@ -70,6 +70,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.whole
 def test_the_digests_cover_what_python_loads():
     """Fewer files would leave results stale. What a script loads is asked of the interpreter."""
     done = subprocess.run(

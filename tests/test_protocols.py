@@ -505,7 +505,7 @@ def test_pictures_are_read_once_for_all_states(world, backbone, monkeypatch):
     }
     table, _ = judge_source(
         "whole",
-        Protocols(all_classes=[2]),
+        Protocols(base_to_new=[], all_classes=[2]),
         {"base": {}, "all": states},
         lambda _: vpt,
         world / "benchmarks",
