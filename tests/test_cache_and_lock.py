@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from configobj import ConfigObj
 from conftest import ENVIRONMENT, ROOT, run
 
 from pipeline.params import read_yaml
@@ -128,6 +129,12 @@ def test_the_driver_needs_no_environment(diverged):
     assert done.returncode == 0, done.stdout + done.stderr
     merged = read_yaml(diverged / "dvc.lock")["stages"]
     assert merged == {"one": {"cmd": 2}, "two": {"cmd": 3}}
+
+
+def test_workers_of_a_queue_can_read_the_configuration(diverged):
+    """DVC hands it to `configobj`, which is not git's reader."""
+    found = ConfigObj(str(diverged / ".git" / "config"), list_values=False)
+    assert found['merge "dvc-lock"']["driver"].startswith("env ")
 
 
 def test_a_driver_that_cannot_run_leaves_a_conflict_to_be_seen(diverged):

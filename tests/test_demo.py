@@ -37,7 +37,10 @@ def results(demo):
 
 
 def would_run(folder):
-    """The stages that `dvc repro` would run now, if every one that runs changed its output."""
+    """The stages that `dvc repro` would run now, beside `code`, if every one that runs changed its
+    output.
+    """
+    run("dvc", "repro", "code", cwd=folder)
     done = run("dvc", "repro", "--dry", "--force-downstream", cwd=folder)
     return set(re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr))
 
@@ -57,6 +60,7 @@ def edit(demo):
     yield change
     for path, text in kept.items():
         path.write_text(text)
+    run("dvc", "repro", "code", cwd=demo[0])
 
 
 def test_a_run_says_what_it_did_and_ends_with_a_table(demo):
@@ -299,7 +303,7 @@ def test_inner_lr_reruns_meta_training_and_what_follows_from_it(edit):
     folder = edit("params.yaml", "inner_lr: 0.5", "inner_lr: 1e-02")  # as DVC writes numbers
     meta = ("coop_gram", "vpt_gram", "unigram")
     assert would_run(folder) == {"report"} | {
-        f"{s}@{m}" for s in ("metatrain", "evaluate_meta") for m in meta
+        f"{s}@{m}" for s in ("metatrain", "evaluate_meta", "publish") for m in meta
     } | {f"tune_meta@{b}-{m}-1" for b in ("animals", "things", "broad") for m in meta}
 
 
@@ -331,14 +335,14 @@ def test_one_methods_entry_reruns_that_method(edit):
     stages = would_run(
         edit("params.yaml", "      regulator: affine\n", "      regulator: identity\n")
     )
-    assert stages == {"metatrain@coop_gram", "evaluate_meta@coop_gram", "report"} | {
-        f"tune_meta@{b}-coop_gram-1" for b in ("animals", "things", "broad")
-    }
+    assert stages == {"report"} | {
+        f"{s}@coop_gram" for s in ("metatrain", "evaluate_meta", "publish")
+    } | {f"tune_meta@{b}-coop_gram-1" for b in ("animals", "things", "broad")}
 
 
-def test_a_title_reruns_the_tables(edit):
+def test_a_title_reruns_what_prints_it(edit):
     stages = would_run(edit("params.yaml", "    clip: CLIP\n", "    clip: Zero-shot\n"))
-    assert stages == {"report"}
+    assert stages == {"report"} | {f"publish@{m}" for m in ("coop_gram", "vpt_gram", "unigram")}
 
 
 def test_a_benchmarks_template_reruns_prompts_and_judging(edit):
@@ -352,7 +356,7 @@ def test_a_benchmarks_template_reruns_prompts_and_judging(edit):
         | {f"tune@animals-{m}-1" for m in direct}
         | {f"tune_meta@animals-{m}-1" for m in meta}
         | {f"evaluate@{m}" for m in direct}
-        | {f"evaluate_meta@{m}" for m in meta}
+        | {f"{s}@{m}" for s in ("evaluate_meta", "publish") for m in meta}
     )
 
 
@@ -367,9 +371,8 @@ def test_code_reruns_the_stages_that_it_concerns(edit):
     folder = edit("pipeline/gram/meta.py", '"""Algorithm 1', '# a comment\n"""Algorithm 1')
     done = run("dvc", "repro", "code", cwd=folder)
     assert "Running stage 'code'" in done.stdout and would_run(folder) == set()
-    edit("pipeline/gram/meta.py", "import torch\n", "import torch\n\nONE = 1\n")
+    edit("pipeline/gram/meta.py", "torch.zeros_like(w) if g", "torch.ones_like(w) if g")
     try:
-        run("dvc", "repro", "code", cwd=folder)
         stages = would_run(folder)
         assert "metatrain@coop_gram" in stages
         assert not stages & {
