@@ -18,6 +18,10 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
+# The commits that have experiments, as DVC names its references to them; with `--num -1` it would read every commit there is.
+BASELINES := git for-each-ref --format='%(refname)' refs/exps | \
+  sed -n 's|^refs/exps/\([0-9a-f]\{2\}\)/\([0-9a-f]\{38\}\)/.*|--rev \1\2|p' | sort -u
+
 .PHONY: repro test test-quick test-slow lint check benchmarks dag study experiments mlflow team share fetch verify accept clean
 
 repro: $(READY) check  ## run whatever is stale, from captions to the report
@@ -54,7 +58,7 @@ study: $(READY) check  ## methods and ablations over seeds, hours long; `dvc rep
 	@echo "page: $(CURDIR)/data/study/report/study.html"
 
 experiments: $(READY)  ## experiments beside each other: what differs, and the results
-	@dvc exp show --num -1 --only-changed --no-pager --drop '.*/'
+	@dvc exp show --only-changed --no-pager --drop '.*/' --rev HEAD $$($(BASELINES))
 
 mlflow: $(READY)  ## MLflow's page of all runs that this checkout has seen
 	@mlflow server --backend-store-uri sqlite:///tracking/mlflow.db --port $(PORT)
