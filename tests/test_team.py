@@ -145,6 +145,7 @@ def test_learning_needs_no_pictures_of_the_web(week):
         "episodes",
         "gallery.json",
         "metrics",
+        "published",
         "report",
         "scores",
         "starts",
@@ -437,6 +438,7 @@ def test_what_is_shared_is_enough_from_meta_training_to_report(week, tmp_path):
         "metatrain@coop_gram",
         "tune_meta@animals-coop_gram-1",
         "evaluate_meta@coop_gram",
+        "publish@coop_gram",
         "report",
     ]
     assert (folder / "data" / "report" / "report.html").stat().st_size > 1e6 and not (
