@@ -10,6 +10,7 @@ for methods that put tokens beside a picture's patches. All methods and seeds sh
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,17 @@ import pyarrow as pa
 from pipeline.artifacts import to_vectors, write_json, write_parts, write_table
 from pipeline.benchmarks.cache import class_names
 from pipeline.benchmarks.draw import draw_few_shot
-from pipeline.benchmarks.layouts import read_benchmark
+from pipeline.benchmarks.layouts import Dataset, read_benchmark
 from pipeline.benchmarks.layouts.imagenet import IMAGENETS
 from pipeline.benchmarks.params import Benchmark, Count, Seeds
+from pipeline.benchmarks.protocols import Run
 from pipeline.benchmarks.schemas import PICTURES, SAMPLES, test_schema, views_schema
 from pipeline.benchmarks.sound import check_shots, remarks
 from pipeline.benchmarks.views import encode_test, encode_train
-from pipeline.clip.backbone import load_backbone
+from pipeline.clip.backbone import Backbone, load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.params import load_params
+from pipeline.pictures import Pictures
 from pipeline.prompts.base import check_prompts
 from pipeline.stage import parser, progress, run, warn, warn_of_other_files
 
@@ -41,6 +44,70 @@ READS = {
     "epochs": ("few_shot.epochs", Count),
     "backbone": ("backbone", BackboneParams),
 }
+
+
+def features_of_tests(backbone: Backbone, pictures: Pictures, test: pl.DataFrame) -> pa.Table:
+    """Index and features of the test pictures."""
+    features = encode_test(backbone, pictures, test["file"].to_list(), progress)
+    columns = [test["index"].to_arrow(), to_vectors(features)]
+    return pa.table(columns, schema=test_schema(backbone.dim))
+
+
+def draws_of(
+    b: Benchmark, seeds: list[int], train: pl.DataFrame
+) -> Iterator[tuple[Run, pl.DataFrame]]:
+    """Every few-shot draw, with the samples that are drawn."""
+    for classes, numbers in b.shots:
+        for shots in numbers:
+            for seed in seeds:
+                drawn = train[draw_few_shot(train["label"].to_list(), shots, seed)]
+                if classes == "base":
+                    drawn = drawn.filter(pl.col("half") == "base")
+                yield Run(classes, shots, seed), drawn
+
+
+def views_of(draw: Run, indices: np.ndarray, views: np.ndarray) -> pa.Table:
+    """Rows of `views_schema`.
+
+    Args:
+        indices: (n,) of the drawn samples. views: (epochs, n, d) their features, a view per epoch.
+    """
+    epochs, count, dim = views.shape
+    n = epochs * count
+    schema = views_schema(dim)
+    columns = [
+        [draw.classes] * n,
+        np.full(n, draw.shots, np.int32),
+        np.full(n, draw.seed, np.int32),
+        np.repeat(np.arange(epochs, dtype=np.int32), count),
+        np.tile(indices, epochs),
+        to_vectors(views.reshape(-1, dim)),
+    ]
+    return pa.table([c if isinstance(c, pa.Array) else pa.array(c) for c in columns], schema=schema)
+
+
+def write_pictures(pictures: Pictures, samples: pl.DataFrame, path: Path) -> None:
+    """The files of samples, a thousand in memory at once."""
+    groups = (
+        pa.table(
+            [
+                part["index"].to_arrow(),
+                pa.array([pictures.read(f) for f in part["file"]], pa.binary()),
+            ],
+            schema=PICTURES,
+        )
+        for part in samples.sort("index").iter_slices(1000)
+    )
+    write_parts(groups, path, PICTURES)
+
+
+def check(dataset: Dataset, samples: pl.DataFrame, name: str, b: Benchmark) -> None:
+    """InputError for what cannot be used; a warning for what may be another than one thinks."""
+    check_shots(name, b, samples)
+    for remark in remarks(name, b, dataset):
+        warn(remark)
+    if dataset.split == "own":
+        warn_of_other_files(dataset.pictures.path, dataset.pictures.passed_over)
 
 
 def main():
@@ -58,78 +125,34 @@ def main():
     dataset = read_benchmark(b.layout, b.path, b.domains, b.split)
     samples, pictures = pl.from_arrow(dataset.samples), dataset.pictures
     train, test = (samples.filter(pl.col("split") == split) for split in ("train", "test"))
-    wanted = [
-        (classes, shots, seed)
-        for classes, numbers in b.shots
-        for shots in numbers
-        for seed in p.draws
-    ]
-    check_shots(args.name, b, samples)
-    for remark in remarks(args.name, b, dataset):
-        warn(remark)
-    if dataset.split == "own":
-        warn_of_other_files(pictures.path, pictures.passed_over)
-
+    check(dataset, samples, args.name, b)
     backbone = load_backbone(p.backbone.path)
     if b.layout not in IMAGENETS:  # the field lives with its names (docs/benchmarks.md)
         check_prompts(backbone, class_names(samples, "all"), FOUR_TOKENS, b.path)
     write_table(dataset.samples, args.out / "samples.parquet", SAMPLES)
     write_json({"split": dataset.split}, args.out / "about.json")
-    features = encode_test(backbone, pictures, test["file"].to_list(), progress)
-    columns = [test["index"].to_arrow(), to_vectors(features)]
-    write_table(
-        pa.table(columns, schema=test_schema(backbone.dim)),
-        args.out / "test.parquet",
-        test_schema(backbone.dim),
-    )
-
-    schema, parts, shown = views_schema(backbone.dim), [], set(test["index"])
-    for classes, shots, seed in wanted:
-        drawn = train[draw_few_shot(train["label"].to_list(), shots, seed)]
-        drawn = drawn if classes == "all" else drawn.filter(pl.col("half") == "base")
+    seen = features_of_tests(backbone, pictures, test)
+    write_table(seen, args.out / "test.parquet", seen.schema)
+    parts, shown = [views_schema(backbone.dim).empty_table()], set(test["index"])
+    draws = list(draws_of(b, p.draws, train))
+    for draw, drawn in draws:
+        files = drawn["file"].to_list()
+        views = encode_train(backbone, pictures, files, p.epochs, draw.seed, progress)
+        parts.append(views_of(draw, drawn["index"].to_numpy(), views))
         shown |= set(drawn["index"])
-        views = encode_train(backbone, pictures, drawn["file"].to_list(), p.epochs, seed, progress)
-        epochs, count, dim = views.shape
-        n = epochs * count
-        columns = [
-            [classes] * n,
-            np.full(n, shots, np.int32),
-            np.full(n, seed, np.int32),
-            np.repeat(np.arange(epochs, dtype=np.int32), count),
-            np.tile(drawn["index"].to_numpy(), epochs),
-            to_vectors(views.reshape(-1, dim)),
-        ]
-        parts.append(
-            pa.table(
-                [c if isinstance(c, pa.Array) else pa.array(c) for c in columns], schema=schema
-            )
-        )
-    write_table(
-        pa.concat_tables(parts) if parts else schema.empty_table(),
-        args.out / "views.parquet",
-        schema,
-    )
-    files = samples.filter(pl.col("index").is_in(sorted(shown))).sort("index")
-    groups = (
-        pa.table(
-            [
-                part["index"].to_arrow(),
-                pa.array([pictures.read(f) for f in part["file"]], pa.binary()),
-            ],
-            schema=PICTURES,
-        )
-        for part in files.iter_slices(1000)
-    )
-    write_parts(groups, args.out / "pictures.parquet", PICTURES)
+    views = pa.concat_tables(parts)
+    write_table(views, args.out / "views.parquet", views.schema)
+    in_use = samples.filter(pl.col("index").is_in(sorted(shown)))
+    write_pictures(pictures, in_use, args.out / "pictures.parquet")
     counts = {
         "classes": samples["label"].n_unique(),
         "train": len(train),
         "test": len(test),
-        "views": sum(map(len, parts)),
+        "views": len(views),
     }
     words = (
         f"{args.name}: {counts['classes']} classes, {counts['train']} training and "
-        f"{counts['test']} test pictures; {counts['views']} training views of {len(wanted)} draws"
+        f"{counts['test']} test pictures; {counts['views']} training views of {len(draws)} draws"
     )
     return words, counts, args.metrics
 

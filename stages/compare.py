@@ -30,6 +30,25 @@ READS = {"study": ("study", Study)}
 FIGURES = ("base", "new", "H")
 
 
+def read_runs(folder: Path, study: Study) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """method, seed and `FIGURES` of every run; and method, epoch, head, top1, averaged over seeds.
+
+    Raises InputError if a run is missing.
+    """
+    found, epochs = [], []
+    for method in study.methods.called:
+        for seed in study.seeds:
+            run_folder = folder / method / str(seed)
+            if not run_folder.is_dir():
+                raise InputError(f"{run_folder}: missing; `make study` makes it")
+            judged = read_verdicts(run_folder, study.benchmarks)
+            found.append({"method": method, "seed": seed, **headline(judged, {})})
+            of_run = read_epochs(run_folder, study.benchmarks)
+            epochs.append(of_run.with_columns(method=pl.lit(method)))
+    by_epoch = pl.concat(epochs).group_by("method", "epoch", "head").agg(pl.col("top1").mean())
+    return pl.DataFrame(found), by_epoch.sort("method", "head", "epoch")
+
+
 def method_rows(runs: pl.DataFrame, titles: dict[str, str]) -> list[dict]:
     """Mean and standard deviation over seeds of every method."""
     rows = []
@@ -78,6 +97,33 @@ def print_rows(title: str, rows: list[dict], spread: str, form: str) -> None:
     Console().print(table)
 
 
+def plots_of(
+    folder: Path, study: Study, runs: pl.DataFrame, by_epoch: pl.DataFrame
+) -> dict[str, str | list[str]]:
+    """The page's figures: every run, accuracy by epoch, and agreement during meta-training."""
+    titles = study.methods.called
+    regulated = [
+        n
+        for n, m in study.methods.meta.items()
+        if m.algorithm == "gram" and m.regulator == "affine"
+    ]
+    curves = {
+        titles[n]: [pl.read_csv(folder / n / str(seed) / "curve.csv") for seed in study.seeds]
+        for n in regulated
+    }
+    return {
+        "dots": [
+            figure_html(figures.runs_by_method(runs, titles, k), f"runs-{k}")
+            for k in ("base", "new")
+        ],
+        "epochs": [
+            figure_html(figures.epoch_curves(by_epoch, titles, half), f"epochs-{half}")
+            for half in ("base", "new")
+        ],
+        "agreement": figure_html(figures.agreement_curve(curves), "agreement"),
+    }
+
+
 def main():
     cli = parser(__doc__)
     cli.add_argument("--runs", type=Path, required=True, help="folder of runs by method and seed")
@@ -90,60 +136,18 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     titles, sources = p.study.methods.called, p.study.benchmarks
-
-    found, epochs = [], []
-    for method in titles:
-        for seed in p.study.seeds:
-            folder = args.runs / method / str(seed)
-            if not folder.is_dir():
-                raise InputError(f"{folder}: missing; `make study` makes it")
-            found.append(
-                {"method": method, "seed": seed, **headline(read_verdicts(folder, sources), {})}
-            )
-            epochs.append(read_epochs(folder, sources).with_columns(method=pl.lit(method)))
-    runs = pl.DataFrame(found)
-    by_epoch = (
-        pl.concat(epochs)
-        .group_by("method", "epoch", "head")
-        .agg(pl.col("top1").mean())
-        .sort("method", "head", "epoch")
-    )
-    regulated = [
-        n
-        for n, m in p.study.methods.meta.items()
-        if m.algorithm == "gram" and m.regulator == "affine"
-    ]
-    curves = {
-        titles[n]: [pl.read_csv(args.runs / n / str(seed) / "curve.csv") for seed in p.study.seeds]
-        for n in regulated
-    }
+    runs, by_epoch = read_runs(args.runs, p.study)
     compared, remarks = known_pairs(p.study.pairs, titles, "study.pairs")
     for remark in remarks:
         warn(remark)
     rows, pairs = method_rows(runs, titles), pair_rows(runs, compared, titles)
-
     tables = study_tables(rows, sources, published())
-    html = render(
-        {
-            "lead": (
-                f"{len(titles)} methods, {len(p.study.seeds)} seeds, {p.study.shots} shots of "
-                f"the base classes of {', '.join(sources)}."
-            ),
-            "methods": rows,
-            "pairs": pairs,
-            "tables": as_html(tables),
-            "dots": [
-                figure_html(figures.runs_by_method(runs, titles, k), f"runs-{k}")
-                for k in ("base", "new")
-            ],
-            "epochs": [
-                figure_html(figures.epoch_curves(by_epoch, titles, half), f"epochs-{half}")
-                for half in ("base", "new")
-            ],
-            "agreement": figure_html(figures.agreement_curve(curves), "agreement"),
-        },
-        "study",
+    lead = (
+        f"{len(titles)} methods, {len(p.study.seeds)} seeds, {p.study.shots} shots of "
+        f"the base classes of {', '.join(sources)}."
     )
+    shown = {"lead": lead, "methods": rows, "pairs": pairs, "tables": as_html(tables)}
+    html = render(shown | plots_of(args.runs, p.study, runs, by_epoch), "study")
     for name, content in (
         ("study.html", html),
         ("methods.csv", pl.DataFrame(rows).write_csv()),

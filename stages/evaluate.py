@@ -12,14 +12,15 @@ accuracy after the epochs of `evaluate.curve_epochs`.
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 
 from pipeline.artifacts import fingerprint, resumable_folder
-from pipeline.benchmarks.evaluation import judge_source
+from pipeline.benchmarks.evaluation import States, judge_source
 from pipeline.benchmarks.headline import headline, in_words, rounded
 from pipeline.benchmarks.judged import judged_files, read_epochs, read_verdicts, save_judged
-from pipeline.benchmarks.params import Evaluate, PromptTemplate, Protocols, Seeds
+from pipeline.benchmarks.params import Evaluate, PromptTemplate, Protocols, Seeds, Tunings
 from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
@@ -38,6 +39,30 @@ READS = {
 }
 
 
+def states_of(
+    protocols: Tunings, folder: Path, p: SimpleNamespace
+) -> tuple[dict[str, States], dict[str, str]]:
+    """What is judged of the tunings on a source: tokens after the last epoch, of those on base
+    classes after `evaluate.curve_epochs` too; and which prompt method they are of.
+    """
+    states: dict[str, States] = {"base": {}, "all": {}}
+    about: dict[str, str] = {}
+    for classes, shots, seed in runs_of(protocols, p.seeds):
+        tuned, about = load_tuned(tuned_path(folder / str(seed), classes, shots, seed))
+        judged = {len(tuned)}
+        if classes == "base":
+            judged |= {e for e in p.evaluate.curve_epochs if e <= len(tuned)}
+        states[classes] |= {(shots, seed, epoch): tuned[epoch - 1] for epoch in sorted(judged)}
+    return states, about
+
+
+def tell_epochs(epochs: pl.DataFrame) -> None:
+    """Accuracy after every epoch that was judged, averaged over sources and seeds, for MLflow."""
+    means = epochs.group_by("epoch", "head").agg(pl.col("top1").mean()).sort("epoch", "head")
+    for epoch, head, top1 in means.iter_rows():
+        point(epoch, **{f"top1/{head}": top1})
+
+
 def main():
     cli = parser(__doc__)
     cli.add_argument(
@@ -53,45 +78,21 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     backbone = load_backbone(p.backbone.path)
-    with resumable_folder(
-        args.out,
-        fingerprint(p, args.tuned, args.benchmarks, p.backbone.path),
-        parts=judged_files(p.protocols),
-    ) as work:
+    made_of = fingerprint(p, args.tuned, args.benchmarks, p.backbone.path)
+    with resumable_folder(args.out, made_of, parts=judged_files(p.protocols)) as work:
         for name, protocols in progress(p.protocols.items(), "sources"):
             if (work / f"{name}.parquet").exists():
                 continue
-            states, about = {"base": {}, "all": {}}, {}
-            for classes, shots, seed in runs_of(protocols, p.seeds):
-                folder = args.tuned / name / str(seed)
-                tuned, about = load_tuned(tuned_path(folder, classes, shots, seed))
-                judged = {len(tuned)} | (
-                    {e for e in p.evaluate.curve_epochs if e <= len(tuned)}
-                    if classes == "base"
-                    else set()
-                )
-                states[classes] |= {
-                    (shots, seed, epoch): tuned[epoch - 1] for epoch in sorted(judged)
-                }
-            save_judged(
-                judge_source(
-                    name,
-                    protocols,
-                    states,
-                    lambda benchmark: method_of(about, backbone, p.templates[benchmark]),
-                    args.benchmarks,
-                ),
-                work,
+            states, about = states_of(protocols, args.tuned / name, p)
+            judged = judge_source(
                 name,
+                protocols,
+                states,
+                lambda benchmark: method_of(about, backbone, p.templates[benchmark]),
+                args.benchmarks,
             )
-    epochs = read_epochs(args.out, p.protocols)
-    for epoch, head, top1 in (
-        epochs.group_by("epoch", "head")
-        .agg(pl.col("top1").mean())
-        .sort("epoch", "head")
-        .iter_rows()
-    ):
-        point(epoch, **{f"top1/{head}": top1})
+            save_judged(judged, work, name)
+    tell_epochs(read_epochs(args.out, p.protocols))
     keep(args.out.glob("*.csv"))
     figures = headline(read_verdicts(args.out, p.protocols), p.protocols)
     return f"{args.out}: {in_words(figures)}", rounded(figures), args.metrics

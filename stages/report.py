@@ -5,7 +5,10 @@ python stages/report.py --pairs … --out data/report      # see dvc.yaml for th
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 from plotly.io import from_json
@@ -26,6 +29,7 @@ from pipeline.report.params import Report
 from pipeline.report.published import published
 from pipeline.report.results import chance, epochs_of, epochs_table, read_results
 from pipeline.report.tables import Findings, result_tables
+from pipeline.report.tables import Table as ResultTable
 from pipeline.stage import parser, run, warn
 
 READS = {
@@ -35,6 +39,13 @@ READS = {
     "protocols": ("protocols", dict[str, Protocols]),
     "seeds": ("few_shot.seeds", Seeds),
     "report": ("report", Report),
+}
+INPUTS = {
+    "gallery": "JSON: the data as a person looks at it",
+    "starts": "folder of starts by method",
+    "benchmarks": "folder of benchmarks",
+    "scores": "folder of scores by method",
+    "out": "folder for report.html, tables.csv, tables.md, tables.tex and epochs-<half>.csv",
 }
 # by how a benchmark was read
 NOT_THE_REFERENCE = {"official": "not the reference split: made from the publisher's own lists"}
@@ -54,105 +65,111 @@ def print_table(figures: dict[str, dict[str, float]], titles: dict[str, str]) ->
     Console().print(table)
 
 
-def main():
-    cli = parser(__doc__)
-    for name, what in {
-        "gallery": "JSON: the data as a person looks at it",
-        "starts": "folder of starts by method",
-        "benchmarks": "folder of benchmarks",
-        "scores": "folder of scores by method",
-        "out": "folder for report.html, tables.csv, tables.md, tables.tex and epochs-<half>.csv",
-    }.items():
-        cli.add_argument(f"--{name}", type=Path, required=True, help=what)
-    args = cli.parse_args()
-    p = load_params(args.params, READS)
-    titles = p.methods.called
-    results = read_results(args.scores, p.protocols, titles)
-    figures_of = {m: headline(results.filter(pl.col("method") == m), p.protocols) for m in titles}
-    read_as = {
-        name: read_json(args.benchmarks / name / "about.json")["split"]
-        for name in p.templates  # one for every benchmark
-    }
-    marks = {
+def marks_of(benchmarks: Path, names: Iterable[str]) -> dict[str, str]:
+    """What is to be said of a benchmark's split, where it is not the reference's."""
+    read_as = {name: read_json(benchmarks / name / "about.json")["split"] for name in names}
+    return {
         name: NOT_THE_REFERENCE[split]
         for name, split in read_as.items()
         if split in NOT_THE_REFERENCE
     }
+
+
+def tables_of(results: pl.DataFrame, benchmarks: Path, p: SimpleNamespace) -> list[ResultTable]:
+    """The paper's tables, over `VERDICTS` of all methods."""
+    titles = p.methods.called
     findings = Findings(
         measure(results, p.report.resamples, p.seed),
         titles,
-        list(p.templates),
+        list(p.templates),  # one for every benchmark
         p.protocols,
         published(),
-        marks,
+        marks_of(benchmarks, p.templates),
     )
     pairs, remarks = known_pairs(p.report.pairs, titles, "report.pairs")
     for remark in remarks:
         warn(remark)
-    tables = result_tables(findings, [(a, b) for a, b in pairs], p.report.later_methods)
+    return result_tables(findings, [(a, b) for a, b in pairs], p.report.later_methods)
 
-    data = read_json(args.gallery)
-    epochs = epochs_of(
-        args.scores, [name for name, of in p.protocols.items() if of.base_to_new], titles
-    )
-    curves = {
-        m: pl.read_csv(args.starts / m / "curve.csv")
-        for m, method in p.methods.meta.items()
-        if method.algorithm == "gram"
+
+def meta_curves(starts: Path, methods: Methods) -> list[dict[str, str]]:
+    """Figures of how the starts with a regulator were meta-learned."""
+    found = []
+    for name, method in methods.meta.items():
+        if method.algorithm == "gram":
+            title, curve = methods.called[name], pl.read_csv(starts / name / "curve.csv")
+            agreement = figures.agreement_curve({title: [curve]})
+            found.append(
+                {
+                    "title": title,
+                    "figure": figure_html(figures.meta_curve(curve), f"meta-{name}"),
+                    "agreement": figure_html(agreement, f"agreement-{name}"),
+                }
+            )
+    return found
+
+
+def of_the_data(data: dict[str, Any]) -> dict[str, Any]:
+    """What the page takes from the gallery."""
+    return {
+        "data_figures": {
+            name: figure_html(from_json(figure), f"data-{name}")
+            for name, figure in data["figures"].items()
+            if figure
+        },
+        **{name: data[name] for name in ("dropped", "map_note", "cards", "topics")},
     }
 
+
+def write_beside(folder: Path, tables: list[ResultTable], epochs: pl.DataFrame) -> None:
+    """The page's tables in other formats, and a column per method for `dvc plots`."""
+    for kind, write in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
+        with replacing(folder / f"tables.{kind}") as temporary:
+            temporary.write_text(write(tables), encoding="utf-8")
+    for half in HALVES:
+        with replacing(folder / f"epochs-{half}.csv") as temporary:
+            epochs_table(epochs, half).write_csv(temporary, float_precision=4)
+
+
+def main():
+    cli = parser(__doc__)
+    for name, what in INPUTS.items():
+        cli.add_argument(f"--{name}", type=Path, required=True, help=what)
+    args = cli.parse_args()
+    p = load_params(args.params, READS)
+    titles, benchmarks = p.methods.called, judged_on(p.protocols)
+    results = read_results(args.scores, p.protocols, titles)
+    figures_of = {m: headline(results.filter(pl.col("method") == m), p.protocols) for m in titles}
+    tables = tables_of(results, args.benchmarks, p)
+    tuned_on_base = [name for name, of in p.protocols.items() if of.base_to_new]
+    epochs = epochs_of(args.scores, tuned_on_base, titles)
+    data = read_json(args.gallery)
+    lead = (
+        f"{len(titles)} methods on {len(benchmarks)} benchmarks; prompts "
+        f"meta-learned from {data['counts']['in topics']:,} unlabelled image–text pairs "
+        f"in {len(data['topics'])} topics."
+    )
+    epoch_figures = [
+        figure_html(figures.epoch_curves(epochs, titles, half), f"epochs-{half}")
+        for half in (HALVES if len(epochs) else ())
+    ]
     html = render(
         {
-            "lead": (
-                f"{len(titles)} methods on {len(judged_on(p.protocols))} benchmarks; prompts "
-                f"meta-learned from {data['counts']['in topics']:,} unlabelled image–text pairs "
-                f"in {len(data['topics'])} topics."
-            ),
+            "lead": lead,
             "seeds": len(p.seeds),
             "tables": as_html(tables),
-            "chance": chance(args.benchmarks, judged_on(p.protocols)),
-            "data_figures": {
-                name: figure_html(from_json(figure), f"data-{name}")
-                for name, figure in data["figures"].items()
-                if figure
-            },
-            **{name: data[name] for name in ("dropped", "map_note", "cards", "topics")},
-            "meta_curves": [
-                {
-                    "title": titles[m],
-                    "figure": figure_html(figures.meta_curve(curve), f"meta-{m}"),
-                    "agreement": figure_html(
-                        figures.agreement_curve({titles[m]: [curve]}), f"agreement-{m}"
-                    ),
-                }
-                for m, curve in curves.items()
-            ],
-            "epoch_figures": [
-                figure_html(figures.epoch_curves(epochs, titles, half), f"epochs-{half}")
-                for half in HALVES
-            ]
-            if len(epochs)
-            else [],
+            "chance": chance(args.benchmarks, benchmarks),
+            "meta_curves": meta_curves(args.starts, p.methods),
+            "epoch_figures": epoch_figures,
+            **of_the_data(data),
         }
     )
     with replacing(args.out / "report.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
-    for name, content in (
-        ("csv", as_csv(tables)),
-        ("md", as_markdown(tables)),
-        ("tex", as_latex(tables)),
-    ):
-        with replacing(args.out / f"tables.{name}") as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    for half in HALVES:  # a column per method, for `dvc plots`
-        with replacing(args.out / f"epochs-{half}.csv") as temporary:
-            epochs_table(epochs, half).write_csv(temporary, float_precision=4)
+    write_beside(args.out, tables, epochs)
     print_table(figures_of, titles)
-    return (
-        f"{args.out / 'report.html'}: {len(html) / 1e6:.1f} MB",
-        {m: rounded(found) for m, found in figures_of.items()},
-        args.metrics,
-    )
+    words = f"{args.out / 'report.html'}: {len(html) / 1e6:.1f} MB"
+    return words, {m: rounded(found) for m, found in figures_of.items()}, args.metrics
 
 
 if __name__ == "__main__":
