@@ -22,14 +22,16 @@ export MLFLOW_DISABLE_TELEMETRY := true
 BASELINES := git for-each-ref --format='%(refname)' refs/exps | \
   sed -n 's|^refs/exps/\([0-9a-f]\{2\}\)/\([0-9a-f]\{38\}\)/.*|--rev \1\2|p' | sort -u
 
-.PHONY: repro test test-quick test-slow lint check benchmarks dag study experiments mlflow team share fetch verify accept clean
+.PHONY: repro test test-quick test-slow lint check benchmarks dag study experiments mlflow team share fetch verify accept tidy clean
 
 repro: $(READY) check  ## run whatever is stale, from captions to the report
+	@python -m pipeline.tidy --cached
 	@dvc repro
 	@echo "report: $(CURDIR)/data/report/report.html"
 
-check: $(READY)  ## is params.yaml sound?
+check: $(READY)  ## is params.yaml sound, and is nothing left of entries that are gone?
 	@python -m pipeline.schema params.yaml
+	@python -m pipeline.tidy --dry
 
 lint: $(READY)  ## form, rules and types of the code
 	@ruff format --check .
@@ -54,6 +56,7 @@ dag: $(READY)  ## draw the stages
 # DVC sees the study's stages from then on, and not before: stages that never ran are in the way of its experiments.
 study: $(READY) check  ## methods and ablations over seeds, hours long; `dvc repro` first
 	@cp study/stages.yaml study/dvc.yaml
+	@python -m pipeline.tidy --cached
 	@dvc repro study/dvc.yaml
 	@echo "page: $(CURDIR)/data/study/report/study.html"
 
@@ -79,6 +82,9 @@ fetch: $(READY)  ## from there: experiments, the run cache, and all that learnin
 
 accept: $(READY)  ## an edit of the code is harmless: what is stale for its code alone is not
 	@python -m pipeline.accept
+
+tidy: $(READY)  ## what is left of methods, benchmarks and seeds that are gone is removed
+	@python -m pipeline.tidy
 
 verify: $(READY)  ## are the files in DVC's cache what their names say? damaged ones are removed
 	@python -m pipeline.verify_cache

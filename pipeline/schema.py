@@ -179,6 +179,19 @@ class Params(Section):
                 )
         for name in self.templates:
             yield from self._lacks_benchmark("templates", name)
+        for name in self._gone():
+            yield (
+                f"if '{name}' is to go: `python -m pipeline.remove benchmarks.{name}` takes it out "
+                "wherever it stands"
+            )
+
+    def _gone(self) -> list[str]:
+        """What is named as a benchmark, and is none."""
+        targets = [[*of.cross_domain, *of.cross_dataset] for of in self.protocols.values()]
+        named = [*self.templates, *self.protocols, *self.study.benchmarks]
+        return [
+            n for n in dict.fromkeys(itertools.chain(named, *targets)) if n not in self.benchmarks
+        ]
 
     def _lacks_benchmark(self, place: str, name: str) -> Iterator[str]:
         if name not in self.benchmarks:

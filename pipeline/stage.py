@@ -105,6 +105,22 @@ def warn_of_other_files(path: Path, passed_over: dict[str, int]) -> None:
         warn(f"{path}: files among the pictures that are no pictures are passed over: {kinds}")
 
 
+def warn_of_left_overs(folder: Path, entries: Iterable[str]) -> None:
+    """What a folder that several stages fill has of entries that are gone: it is not read, but DVC
+    counts it among what the stage depends on.
+    """
+    known = set(entries)
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    left = [name for name in there if name not in known and not name.startswith(".")]
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        warn(
+            f"{folder}: {', '.join(left[:5])}{more} of entries that params.yaml does not have; "
+            "not read, but dvc.lock counts it, so that this stage is stale for whoever lacks it: "
+            "`make tidy`, then `dvc repro`"
+        )
+
+
 def workers(variable: str, default: int | None = None) -> int:
     """How many work at once: an environment variable, as it changes no result; by default the
     number of cores.

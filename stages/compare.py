@@ -24,7 +24,7 @@ from pipeline.report.formats import as_csv, as_html
 from pipeline.report.page import figure_html, render
 from pipeline.report.published import published
 from pipeline.report.tables import study_tables
-from pipeline.stage import parser, run, warn
+from pipeline.stage import parser, run, warn, warn_of_left_overs
 
 READS = {"study": ("study", Study)}
 FIGURES = ("base", "new", "H")
@@ -36,7 +36,9 @@ def read_runs(folder: Path, study: Study) -> tuple[pl.DataFrame, pl.DataFrame]:
     Raises InputError if a run is missing.
     """
     found, epochs = [], []
+    warn_of_left_overs(folder, study.methods.called)
     for method in study.methods.called:
+        warn_of_left_overs(folder / method, map(str, study.seeds))
         for seed in study.seeds:
             run_folder = folder / method / str(seed)
             if not run_folder.is_dir():

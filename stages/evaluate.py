@@ -27,7 +27,7 @@ from pipeline.clip.params import BackboneParams
 from pipeline.params import load_params
 from pipeline.prompts.starts import method_of
 from pipeline.prompts.tuned import load_tuned, tuned_path
-from pipeline.stage import parser, progress, run
+from pipeline.stage import parser, progress, run, warn_of_left_overs
 from pipeline.tracking.journal import keep, point
 
 READS = {
@@ -77,6 +77,10 @@ def main():
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)
+    warn_of_left_overs(args.benchmarks, p.templates)
+    warn_of_left_overs(args.tuned, p.protocols)
+    for name in p.protocols:
+        warn_of_left_overs(args.tuned / name, map(str, p.seeds))
     backbone = load_backbone(p.backbone.path)
     made_of = fingerprint(p, args.tuned, args.benchmarks, p.backbone.path)
     with resumable_folder(args.out, made_of, parts=judged_files(p.protocols)) as work:

@@ -27,10 +27,10 @@ from pipeline.report.formats import as_csv, as_html, as_latex, as_markdown
 from pipeline.report.page import figure_html, render
 from pipeline.report.params import Report
 from pipeline.report.published import published
-from pipeline.report.results import chance, epochs_of, epochs_table, read_results
+from pipeline.report.results import chance, curves_table, epochs_of, epochs_table, read_results
 from pipeline.report.tables import Findings, result_tables
 from pipeline.report.tables import Table as ResultTable
-from pipeline.stage import parser, run, warn
+from pipeline.stage import parser, run, warn, warn_of_left_overs
 
 READS = {
     "seed": ("seed", Seed),
@@ -45,7 +45,7 @@ INPUTS = {
     "starts": "folder of starts by method",
     "benchmarks": "folder of benchmarks",
     "scores": "folder of scores by method",
-    "out": "folder for report.html, tables.csv, tables.md, tables.tex and epochs-<half>.csv",
+    "out": "folder for report.html, tables.{csv,md,tex} and the tables of `dvc plots`",
 }
 # by how a benchmark was read
 NOT_THE_REFERENCE = {"official": "not the reference split: made from the publisher's own lists"}
@@ -92,21 +92,24 @@ def tables_of(results: pl.DataFrame, benchmarks: Path, p: SimpleNamespace) -> li
     return result_tables(findings, [(a, b) for a, b in pairs], p.report.later_methods)
 
 
-def meta_curves(starts: Path, methods: Methods) -> list[dict[str, str]]:
-    """Figures of how the starts with a regulator were meta-learned."""
-    found = []
-    for name, method in methods.meta.items():
-        if method.algorithm == "gram":
-            title, curve = methods.called[name], pl.read_csv(starts / name / "curve.csv")
-            agreement = figures.agreement_curve({title: [curve]})
-            found.append(
-                {
-                    "title": title,
-                    "figure": figure_html(figures.meta_curve(curve), f"meta-{name}"),
-                    "agreement": figure_html(agreement, f"agreement-{name}"),
-                }
-            )
-    return found
+def read_curves(starts: Path, methods: Methods) -> dict[str, pl.DataFrame]:
+    """By method, how the starts that GRAM learned were meta-learned."""
+    learned = [name for name, method in methods.meta.items() if method.algorithm == "gram"]
+    return {name: pl.read_csv(starts / name / "curve.csv") for name in learned}
+
+
+def meta_curves(curves: dict[str, pl.DataFrame], titles: dict[str, str]) -> list[dict[str, str]]:
+    """Figures of them."""
+    return [
+        {
+            "title": titles[name],
+            "figure": figure_html(figures.meta_curve(curve), f"meta-{name}"),
+            "agreement": figure_html(
+                figures.agreement_curve({titles[name]: [curve]}), f"agreement-{name}"
+            ),
+        }
+        for name, curve in curves.items()
+    ]
 
 
 def of_the_data(data: dict[str, Any]) -> dict[str, Any]:
@@ -121,14 +124,27 @@ def of_the_data(data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_beside(folder: Path, tables: list[ResultTable], epochs: pl.DataFrame) -> None:
-    """The page's tables in other formats, and a column per method for `dvc plots`."""
+def of_plots(
+    epochs: pl.DataFrame, curves: dict[str, pl.DataFrame], titles: dict[str, str]
+) -> dict[str, pl.DataFrame]:
+    """File → for `dvc plots`, a line's name in a column, so that dvc.yaml names no method."""
+    titled = {titles[name]: curve for name, curve in curves.items()}
+    agreement = {"raw_agreement": ", raw", "regulated_agreement": ", regulated"}
+    return {
+        "loss": curves_table(titled, {"query_loss": ""}, "nats"),
+        "agreement": curves_table(titled, agreement, "cosine"),
+        **{f"epochs-{half}": epochs_table(epochs, half, titles) for half in HALVES},
+    }
+
+
+def write_beside(folder: Path, tables: list[ResultTable], plotted: dict[str, pl.DataFrame]) -> None:
+    """The page's tables in other formats, and those of `dvc plots`."""
     for kind, write in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
         with replacing(folder / f"tables.{kind}") as temporary:
             temporary.write_text(write(tables), encoding="utf-8")
-    for half in HALVES:
-        with replacing(folder / f"epochs-{half}.csv") as temporary:
-            epochs_table(epochs, half).write_csv(temporary, float_precision=4)
+    for name, table in plotted.items():
+        with replacing(folder / f"{name}.csv") as temporary:
+            table.write_csv(temporary, float_precision=6)
 
 
 def main():
@@ -138,12 +154,15 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     titles, benchmarks = p.methods.called, judged_on(p.protocols)
+    warn_of_left_overs(args.starts, titles)
+    warn_of_left_overs(args.scores, titles)
+    warn_of_left_overs(args.benchmarks, p.templates)
     results = read_results(args.scores, p.protocols, titles)
     figures_of = {m: headline(results.filter(pl.col("method") == m), p.protocols) for m in titles}
     tables = tables_of(results, args.benchmarks, p)
     tuned_on_base = [name for name, of in p.protocols.items() if of.base_to_new]
     epochs = epochs_of(args.scores, tuned_on_base, titles)
-    data = read_json(args.gallery)
+    curves, data = read_curves(args.starts, p.methods), read_json(args.gallery)
     lead = (
         f"{len(titles)} methods on {len(benchmarks)} benchmarks; prompts "
         f"meta-learned from {data['counts']['in topics']:,} unlabelled image–text pairs "
@@ -159,14 +178,14 @@ def main():
             "seeds": len(p.seeds),
             "tables": as_html(tables),
             "chance": chance(args.benchmarks, benchmarks),
-            "meta_curves": meta_curves(args.starts, p.methods),
+            "meta_curves": meta_curves(curves, titles),
             "epoch_figures": epoch_figures,
             **of_the_data(data),
         }
     )
     with replacing(args.out / "report.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
-    write_beside(args.out, tables, epochs)
+    write_beside(args.out, tables, of_plots(epochs, curves, titles))
     print_table(figures_of, titles)
     words = f"{args.out / 'report.html'}: {len(html) / 1e6:.1f} MB"
     return words, {m: rounded(found) for m, found in figures_of.items()}, args.metrics

@@ -19,7 +19,7 @@ from pipeline.gram.params import Method, TokenCount
 from pipeline.gram.trial import TRIAL, trial_of, tune_and_judge
 from pipeline.params import load_params
 from pipeline.prompts.starts import START_FILES, Start
-from pipeline.stage import parser, run, seed_number
+from pipeline.stage import parser, run, seed_number, warn_of_left_overs
 from pipeline.tracking.journal import keep, point
 
 READS = {
@@ -47,6 +47,7 @@ def main():
     )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
+    warn_of_left_overs(args.benchmarks, p.templates)
     backbone = load_backbone(p.backbone.path)
     trial = trial_of(p, args.batch)
     with (

@@ -20,7 +20,7 @@ from pipeline.gram.train import Workplace
 from pipeline.gram.trial import TRIAL, trial_of, tune_and_judge
 from pipeline.params import load_params, settings_of
 from pipeline.prompts.starts import START_FILES
-from pipeline.stage import parser, run, seed_number
+from pipeline.stage import parser, run, seed_number, warn_of_left_overs
 from pipeline.tracking.journal import keep, point
 
 READS = {**LEARNING, **TRIAL, "method": ("study.methods.meta.{name}", MetaMethod)}
@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
 def main():
     args = arguments()
     p = load_params(args.params, READS, name=args.name)
+    warn_of_left_overs(args.benchmarks, p.templates)
     backbone = load_backbone(p.backbone.path)
     trial = trial_of(p, args.batch)
     episodes = args.episodes / p.method.episodes / str(args.seed)

@@ -17,7 +17,7 @@ from pipeline.clip.params import BackboneParams
 from pipeline.gram.params import ZeroShot
 from pipeline.params import load_params
 from pipeline.prompts.template import Template
-from pipeline.stage import parser, progress, run
+from pipeline.stage import parser, progress, run, warn_of_left_overs
 from pipeline.tracking.journal import keep
 
 READS = {
@@ -38,6 +38,7 @@ def main():
     )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
+    warn_of_left_overs(args.benchmarks, p.templates)
     backbone = load_backbone(p.backbone.path)
     for name, protocols in progress(p.protocols.items(), "sources"):
         judged = judge_source(

@@ -256,6 +256,8 @@ def test_rooms_point_one_way():
         "stale",
         "verify_cache",
         "accept",
+        "tidy",
+        "remove",
     ]
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         room = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")

@@ -4,7 +4,7 @@ per epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -32,15 +32,41 @@ def epochs_of(scores: Path, sources: Iterable[str], methods: Iterable[str]) -> p
     )
 
 
-def epochs_table(epochs: pl.DataFrame, head: str) -> pl.DataFrame:
-    """One row per epoch, a column of accuracies per method; a method that learns nothing stays
-    where it is. Without any base classes there are no epochs.
+def epochs_table(epochs: pl.DataFrame, head: str, titles: Mapping[str, str]) -> pl.DataFrame:
+    """epoch, line, top1 for `dvc plots`, whatever methods there are; one that learns nothing
+    stays where it is. Without any base classes there are no epochs.
     """
     of_head = epochs.filter(pl.col("head") == head)
-    if of_head.is_empty():
-        return of_head.select("epoch")
     wide = of_head.pivot("method", index="epoch", values="top1").sort("epoch")
-    return wide.fill_null(strategy="forward").filter(pl.col("epoch") > 0)
+    of_methods = wide.fill_null(strategy="forward").filter(pl.col("epoch") > 0)
+    return (
+        of_methods.unpivot(index="epoch", variable_name="line", value_name="top1")
+        .drop_nulls()
+        .with_columns(pl.col("line").replace(dict(titles)))
+    )
+
+
+def curves_table(
+    curves: Mapping[str, pl.DataFrame], figures: Mapping[str, str], value: str
+) -> pl.DataFrame:
+    """step, line, `value` for `dvc plots`: of every meta-learned method the steps at which a
+    figure was measured.
+
+    Args:
+        curves: title → its curve. figures: column of the curve → what its line is called beside
+        the title.
+    """
+    parts = [pl.DataFrame(schema={"step": pl.Int64, "line": pl.String, value: pl.Float64})]
+    for title, curve in curves.items():
+        parts += [
+            curve.select(
+                pl.col("step").cast(pl.Int64),
+                line=pl.lit(f"{title}{word}"),
+                **{value: pl.col(figure).cast(pl.Float64)},
+            ).drop_nulls()
+            for figure, word in figures.items()
+        ]
+    return pl.concat(parts)
 
 
 def chance(benchmarks: Path, names: Iterable[str]) -> dict[str, dict[str, float]]:
