@@ -10,6 +10,10 @@ import numpy as np
 from pipeline.errors import InputError
 
 PROBES = 1000  # rows that the recall is measured on
+TRAINED = 32  # rows a cell that its centre is learned from
+COMPONENTS = 128  # principal ones, of a few hundred dimensions
+BLOCK = 16_384  # rows at a time, where a copy of all is not wanted
+SLACK = 1e-3  # of a squared distance of float32 numbers
 TIE = 1e-6  # similarities that differ by less are equal: float32 sums of a few hundred products
 
 
@@ -19,18 +23,25 @@ def exact_index(vectors: np.ndarray) -> faiss.Index:
     return index
 
 
-def probes(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(p,) rows that a recall is measured on, and (p,) how similar the last of each one's true
-    `count` neighbours is.
+def probes(
+    vectors: np.ndarray, count: int, seed: int, asked: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(p,) rows of `asked` (None: of `vectors`) that a recall is measured on, and (p,) how similar
+    the last of each one's true `count` neighbours among `vectors` is.
     """
-    n = len(vectors)
-    rows = np.random.default_rng(seed).choice(n, min(PROBES, n), replace=False)
-    similarity, _ = exact_index(vectors).search(vectors[rows], min(count, n))
+    asked = vectors if asked is None else asked
+    rows = np.random.default_rng(seed).choice(len(asked), min(PROBES, len(asked)), replace=False)
+    queries = asked[rows].astype(np.float32)
+    similarity, _ = exact_index(vectors).search(queries, min(count, len(vectors)))
     return rows, similarity[:, -1]
 
 
 def share_found(
-    vectors: np.ndarray, rows: np.ndarray, found: np.ndarray, least: np.ndarray
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    found: np.ndarray,
+    least: np.ndarray,
+    asked: np.ndarray | None = None,
 ) -> float:
     """Recall of a search: which share of the true neighbours of some rows is among those found.
 
@@ -38,21 +49,23 @@ def share_found(
     any.
 
     Args:
-        vectors: (n, d) all rows; rows, least: as `probes` gives them. found: (p, count) neighbours
-            of `rows`, −1 for none.
+        vectors: (n, d) all rows; rows, least, asked: as `probes` has them. found: (p, count)
+            neighbours of `rows`, −1 for none.
     """
-    similarity = np.einsum("pd,pcd->pc", vectors[rows], vectors[found])
+    queries = (vectors if asked is None else asked)[rows]
+    similarity = np.einsum("pd,pcd->pc", queries, vectors[found], dtype=np.float32)
     hits = (found >= 0) & (similarity >= least[:, None] - TIE)
     return float(hits.sum() / (len(rows) * min(found.shape[1], len(vectors))))
 
 
 def cell_index(
-    vectors: np.ndarray, count: int, recall: float, seed: int
+    vectors: np.ndarray, count: int, recall: float, seed: int, asked: np.ndarray | None = None
 ) -> tuple[faiss.Index, float]:
     """An inverted file over (n, d) normalised rows that looks into as few cells as reach the
     recall.
 
-    Recall: share of the true `count` nearest rows that are found, over a sample of rows.
+    Recall: share of the true `count` nearest rows that are found, over a sample of the rows that
+    will be `asked` for (None: the same rows, each of which is its own nearest).
 
     Raises InputError if even looking into all cells would be needed.
     """
@@ -61,12 +74,14 @@ def cell_index(
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, cells, faiss.METRIC_INNER_PRODUCT)
     # 1: no warning
     index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1
+    index.cp.max_points_per_centroid = TRAINED
     index.train(vectors)
     index.add(vectors)
-    rows, least = probes(vectors, count, seed)
+    rows, least = probes(vectors, count, seed, asked)
+    queries = (vectors if asked is None else asked)[rows].astype(np.float32)
     index.nprobe = 1
     while True:
-        reached = share_found(vectors, rows, index.search(vectors[rows], count)[1], least)
+        reached = share_found(vectors, rows, index.search(queries, count)[1], least, asked)
         if reached >= recall:
             return index, reached
         if index.nprobe == cells:
@@ -78,11 +93,80 @@ def cell_index(
 
 
 def search_index(
-    vectors: np.ndarray, count: int, exact_up_to: int, recall: float, seed: int
+    vectors: np.ndarray,
+    count: int,
+    exact_up_to: int,
+    recall: float,
+    seed: int,
+    asked: np.ndarray | None = None,
 ) -> tuple[faiss.Index, float]:
-    """An index over (n, d) normalised rows, and its recall: exact (1.0) up to `exact_up_to`
-    rows.
+    """An index over (n, d) normalised rows, and its recall for the rows that will be `asked` for
+    (None: the same): exact (1.0) up to `exact_up_to` rows.
     """
     if len(vectors) > exact_up_to:
-        return cell_index(vectors, count, recall, seed)
+        return cell_index(vectors, count, recall, seed, asked)
     return exact_index(vectors), 1.0
+
+
+class CloseRows:
+    """Which of (n, d) normalised rows are very similar to given ones, as faiss's own indices answer
+    `range_search`: by cells, in the first principal components.
+
+    A projection makes no distance longer. So whatever is near enough in all d dimensions is so in
+    the components too; what is found there is compared in full. Nothing wrong is found, and what
+    is missed lies in cells that were not looked into.
+    """
+
+    def __init__(self, vectors: np.ndarray, seed: int) -> None:
+        """vectors: float16 or float32; they are kept, and not copied as a whole."""
+        n, d = vectors.shape
+        cells = min(int(4 * n**0.5), n)
+        rng = np.random.default_rng(seed)
+        sample = vectors[rng.choice(n, min(n, TRAINED * cells), replace=False)].astype(np.float32)
+        self.vectors, self.narrow = vectors, faiss.PCAMatrix(d, min(d, COMPONENTS, len(sample)))
+        self.narrow.train(sample)
+        e = self.narrow.d_out
+        self.index = faiss.IndexIVFFlat(faiss.IndexFlatL2(e), e, cells)
+        self.index.cp.seed, self.index.cp.min_points_per_centroid = seed, 1
+        self.index.train(self.narrow.apply(sample))
+        for start in range(0, n, BLOCK):
+            self.index.add(self.narrow.apply(vectors[start : start + BLOCK].astype(np.float32)))
+        self.index.nprobe = 1
+
+    def range_search(
+        self, rows: np.ndarray, least: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(m + 1,) where each of (m, d) rows' answers begin; their similarities, all above `least`,
+        and numbers.
+        """
+        radius = 2 - 2 * least + SLACK
+        limits, _, found = self.index.range_search(self.narrow.apply(rows), radius)
+        of = np.repeat(np.arange(len(rows)), np.diff(limits.astype(np.int64)))
+        similarity = np.empty(len(found), np.float32)
+        for start in range(0, len(found), BLOCK):
+            part = slice(start, start + BLOCK)
+            near = self.vectors[found[part]].astype(np.float32)
+            similarity[part] = np.einsum("nd,nd->n", rows[of[part]], near)
+        close = similarity > least
+        counts = np.bincount(of[close], minlength=len(rows))
+        return np.concatenate([[0], np.cumsum(counts)]), similarity[close], found[close]
+
+
+def close_rows(vectors: np.ndarray, least: float, recall: float, seed: int) -> CloseRows:
+    """Looks into as few cells as find `recall` of what is above `least`, by the mean over those of
+    a sample of rows that have any such beside themselves.
+    """
+    index = CloseRows(vectors, seed)
+    rows = np.random.default_rng(seed).choice(len(vectors), min(PROBES, len(vectors)), False)
+    queries = vectors[rows].astype(np.float32)
+    true = np.zeros(len(rows), np.int64)
+    for start in range(0, len(vectors), BLOCK):
+        true += (queries @ vectors[start : start + BLOCK].astype(np.float32).T > least).sum(axis=1)
+    several = true > 1
+    while several.any() and index.index.nprobe < index.index.nlist:
+        limits, _, _ = index.range_search(queries[several], least)
+        found = np.diff(limits)
+        if np.mean((found - 1) / (true[several] - 1)) >= recall:
+            break
+        index.index.nprobe += index.index.nprobe // 4 + 1
+    return index

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from pipeline.artifacts import read_table, to_vectors, write_table
 from pipeline.errors import InputError
+from pipeline.neighbours import close_rows
 from pipeline.pairs.download import Effort, download
 from pipeline.pairs.features import extract_features
 from pipeline.pairs.index import failure_reasons, index_pairs
@@ -730,6 +731,25 @@ def of(similarity, **others):
     )
 
 
+def test_features_come_in_key_order_whatever_the_shards_order(tmp_path):
+    rng, keys = np.random.default_rng(0), [f"k{n:02d}" for n in range(30)]
+    image, text = (unit(rng.normal(size=(30, 8))).astype(np.float16) for _ in range(2))
+    order = rng.permutation(30)
+    for shard, rows in enumerate(np.split(order, [7, 20])):
+        columns = [[keys[row] for row in rows], to_vectors(image[rows]), to_vectors(text[rows])]
+        table = pa.table(columns, names=["key", "image", "text"])
+        write_table(table, tmp_path / f"{shard:05d}.parquet", features_schema(8))
+    found = read_features(tmp_path)
+    assert found.keys.to_list() == keys and found.image.dtype == np.float16
+    assert np.array_equal(found.image, image) and np.array_equal(found.text, text)
+    both = (part.astype(np.float32) for part in (image, text))
+    assert np.allclose(found.own, np.einsum("nd,nd->n", *both), atol=1e-6)
+    assert read_features(tmp_path, texts=False).text is None
+    shutil.copy(tmp_path / "00002.parquet", tmp_path / "00003.parquet")
+    with pytest.raises(InputError, match="holds 'k.*' more than once"):
+        read_features(tmp_path)
+
+
 def test_the_first_of_near_duplicates_stays():
     x = unit(np.array([[1, 0, 0], [0, 1, 0], [1, 0.001, 0], [1, 0, 0.002], [0, 0, 1]]))
     assert near_duplicates(x, of(0.999)).tolist() == [False, False, True, True, False]
@@ -750,6 +770,22 @@ def test_copies_are_found_in_cells_too():
         and (exact & cells).sum() >= 0.99 * exact.sum()
         and not (cells & ~exact).any()
     )
+
+
+def test_cells_find_nearly_all_copies_and_nothing_else():
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(3000, 160))
+    x[2400:] = x[:600] + 0.6 * rng.normal(size=(600, 160))
+    x = unit(x).astype(np.float16)[rng.permutation(3000)]
+    true = np.argwhere(x.astype(np.float32) @ x.astype(np.float32).T > 0.85)
+    for recall, cells in ((0.5, (1, 1)), (0.98, (2, 30))):
+        index = close_rows(x, 0.85, recall, seed=0)
+        limits, similarity, found = index.range_search(x.astype(np.float32), 0.85)
+        pairs = np.stack([np.repeat(np.arange(3000), np.diff(limits)), found], axis=1)
+        assert {*map(tuple, pairs.tolist())} <= {*map(tuple, true.tolist())}
+        assert np.allclose(similarity, (x[pairs[:, 0]] * x[pairs[:, 1]]).sum(1), atol=0.01)
+        share = (len(pairs) - 3000) / (len(true) - 3000)
+        assert share > recall - 0.04 and cells[0] <= index.index.nprobe <= cells[1]
 
 
 def two_groups(wrong=0.2, n=4000):

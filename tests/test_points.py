@@ -221,3 +221,15 @@ def test_cells_of_a_few_rows(count):
     x = unit(np.random.default_rng(0).normal(size=(count, 8)))
     index, recall = search_index(x, 1, exact_up_to=0, recall=0.9, seed=0)
     assert recall >= 0.9 and index.ntotal == count
+
+
+def test_what_is_asked_for_decides_how_many_cells_are_looked_into():
+    """A row of the index is its own nearest and tells nothing of others."""
+    x, _ = groups(60, 30, spread=1.5)
+    base, others = x[:1200], x[1200:]
+    true = (others @ base.T).argmax(axis=1)
+    index, reached = search_index(base, 1, exact_up_to=0, recall=0.9, seed=0, asked=others)
+    measured = np.mean(index.search(others, 1)[1].ravel() == true)
+    assert reached == pytest.approx(measured, abs=0.02) and measured >= 0.9
+    blind, _ = search_index(base, 1, exact_up_to=0, recall=0.9, seed=0)
+    assert blind.nprobe == 1 < index.nprobe < 40

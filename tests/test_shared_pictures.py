@@ -270,7 +270,7 @@ def test_a_placeholder_is_compared_with_its_copies_once(monkeypatch):
     count, most, looked = 20_000, [], []
     x = np.tile(np.array([[1.0, 0, 0, 0]], np.float32), (count, 1))
     x[::1000] = np.eye(4, dtype=np.float32)[1]
-    search = noise.search_index
+    search = noise.exact_index
 
     class Counting:
         def __init__(self, index):
@@ -282,11 +282,10 @@ def test_a_placeholder_is_compared_with_its_copies_once(monkeypatch):
             looked.append(len(rows))
             return found
 
-    def counting(*args, **options):
-        index, recall = search(*args, **options)
-        return Counting(index), recall
+    def counting(vectors):
+        return Counting(search(vectors))
 
-    monkeypatch.setattr(noise, "search_index", counting)
+    monkeypatch.setattr(noise, "exact_index", counting)
     repeated = near_duplicates(x, any_score(neighbours=4))
     assert np.flatnonzero(~repeated).tolist() == [0, 1]
     assert max(most) <= noise.COPY_ROWS * count and sum(looked) <= 2 * noise.COPY_ROWS

@@ -30,7 +30,7 @@ from pipeline.clustering.params import (
 )
 from pipeline.clustering.points import BLOCK, clusters, distinct
 from pipeline.errors import InputError
-from pipeline.neighbours import exact_index, search_index
+from pipeline.neighbours import PROBES, exact_index, search_index
 
 MAP_EPOCHS = 100  # UMAP's own default for few points is 500; the map starts from a finished layout
 JOINED = 8_192  # outliers that are compared with all topics at once
@@ -317,9 +317,9 @@ def follow(
     """(n,) for each of (n, d) rows the nearest row of the sample; of the sample's own (`fitted`),
     themselves.
     """
-    index, _ = search_index(
-        sample, settings.neighbours, settings.exact_up_to, settings.recall, seed
-    )
+    others = np.setdiff1d(np.arange(len(vectors)), fitted)
+    asked = vectors[others[:: max(1, len(others) // PROBES)]]
+    index, _ = search_index(sample, 1, settings.exact_up_to, settings.recall, seed, asked)
     nearest = np.empty(len(vectors), np.int64)
     for start in range(0, len(vectors), BLOCK):
         rows = vectors[start : start + BLOCK].astype(np.float32)

@@ -16,15 +16,18 @@ from sklearn.mixture import GaussianMixture
 from pipeline.artifacts import shard_paths
 from pipeline.engine import mapped
 from pipeline.errors import InputError
-from pipeline.neighbours import search_index
+from pipeline.neighbours import CloseRows, close_rows, exact_index
 from pipeline.pairs.params import Filter, Selection
 from pipeline.pairs.reading import left_out, read_features, read_pairs
 from pipeline.pairs.schemas import KEPT
+from pipeline.stage import progress
 
 # in one piece of work, whatever the engine: the last bits of a product depend on it
 QUERY_ROWS = 16_384
 FEWEST = 4  # scores that say something about their distribution
 COPY_ROWS = 256  # of which all copies are in memory at once
+# of the pairs: what the rules look at
+USED = ("key", "caption", "status", "width", "height", "sha256")
 # Reasons of pairs that the score let pass, and that of those that it did not.
 SCORED = ("", "mismatch", "same file", "near duplicate")
 
@@ -135,19 +138,22 @@ def near_duplicates(image: np.ndarray, settings: Filter) -> np.ndarray:
     """(n,) True where an earlier row that stays shows (almost) the same picture; the first of each
     group stays.
 
-    Beyond `exact_up_to` rows, only as many cells are searched as hold `recall` of a picture's
-    nearest ones. Rows are searched in blocks, and copies that are known by then not at all, so that
-    a picture that is there thousands of times is compared with all of them once.
+    Beyond `exact_up_to` rows, only as many cells are searched as find `recall` of the copies. Rows
+    are searched in blocks, and copies that are known by then not at all, so that a picture that is
+    there thousands of times is compared with all of them once.
     """
     repeated = np.zeros(len(image), bool)
-    if settings.duplicate_similarity > 1 or not len(image):
+    least = settings.duplicate_similarity
+    if least > 1 or not len(image):
         return repeated
-    index, _ = search_index(
-        image, settings.neighbours, settings.exact_up_to, settings.recall, seed=0
-    )
-    for start in range(0, len(image), COPY_ROWS):
+    index: faiss.Index | CloseRows
+    if len(image) > settings.exact_up_to:
+        index = close_rows(image, least, settings.recall, seed=0)
+    else:
+        index = exact_index(image.astype(np.float32))
+    for start in progress(range(0, len(image), COPY_ROWS), "copies"):
         rows = start + np.flatnonzero(~repeated[start : start + COPY_ROWS])
-        limits, _, found = index.range_search(image[rows], settings.duplicate_similarity)
+        limits, _, found = index.range_search(image[rows].astype(np.float32), least)
         for place, row in enumerate(rows):
             if not repeated[row]:
                 near = found[limits[place] : limits[place + 1]]
@@ -194,33 +200,36 @@ def filter_pairs(
     Returns:
         The table of `KEPT` in key order, and the counts per reason.
     """
-    keys, image, text = read_features(features)
-    table = read_pairs(pairs).filter(pl.col("status") == "success").sort("key")
-    whole = table.filter(pl.col("key").is_in(keys))
+    found = read_features(features, texts=settings.score != "cosine")
+    table = read_pairs(pairs, USED).filter(pl.col("status") == "success").sort("key")
+    place = pl.DataFrame({"key": found.keys, "row": np.arange(len(found.keys))})
+    whole = table.join(place, on="key", how="semi", maintain_order="left")
     unusable = set().union(*(k for p in shard_paths(features) for k in left_out(p).values()))
-    lacking = set(table["key"]) - set(keys)
-    if whole["key"].to_list() != keys or lacking != unusable:
+    lacking = table.join(place, on="key", how="anti")["key"]
+    if not whole["key"].equals(found.keys) or set(lacking) != unusable:
         raise InputError(
             f"{features}: its keys are not those of the fetched pairs in {pairs}; run `dvc repro` "
             "so that both come from one run"
         )
-    if not keys:
+    if not len(found.keys):
         raise InputError(
             f"{features}: no pair has a feature that is finite and not zero; is it the right "
             "backbone?"
         )
-    picture = whole["picture"].rank("dense").to_numpy()
-    scores = match_scores(image, text, settings.score, settings.neighbours, picture)
+    scores = found.own
+    if found.text is not None:
+        both = (part.astype(np.float32) for part in (found.image, found.text))
+        picture = whole["picture"].rank("dense").to_numpy()
+        scores = match_scores(*both, settings.score, settings.neighbours, picture)
     floor = least_score(scores, settings)
-    place = pl.DataFrame({"key": keys, "score": scores, "row": np.arange(len(keys))})
-    scored = table.join(
-        place.cast({"score": pl.Float32}), on="key", how="left", maintain_order="left"
+    place = place.with_columns(score=pl.Series(scores, dtype=pl.Float32))
+    judged = _judged(
+        table.join(place, on="key", how="left", maintain_order="left"), floor, settings
     )
-    judged = _judged(scored, floor, settings)
     passing = judged.filter(pl.col("reason") == "")
-    found = copies(passing, image, settings).select("key", "same_file", "near_copy")
+    repeats = copies(passing, found.image, settings).select("key", "same_file", "near_copy")
     judged = (
-        judged.join(found, on="key", how="left", maintain_order="left")
+        judged.join(repeats, on="key", how="left", maintain_order="left")
         .with_columns(
             reason=pl.when("same_file")
             .then(pl.lit("same file"))

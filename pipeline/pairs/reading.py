@@ -14,6 +14,7 @@ from pipeline.artifacts import (
     check_usable,
     from_vectors,
     open_table,
+    read_shards,
     read_table,
     remedy,
     shard_paths,
@@ -112,19 +113,49 @@ def locate_pictures(
     return Located([folder / name for name in names], file, offset, size)
 
 
-def read_features(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Keys, (n, e) image and (n, e) text features of all shards, in key order.
+@dataclass(frozen=True)
+class Features:
+    """The features of n pairs, in key order.
 
-    Raises InputError naming the key of a vector that is zero or not finite.
+    Attributes:
+        keys: (n,). image, text: (n, e) float16; no text where it was not asked for. own: (n,)
+        float32 similarity of each pair's picture with its caption.
+    """
+
+    keys: pl.Series
+    image: np.ndarray
+    text: np.ndarray | None
+    own: np.ndarray
+
+
+def read_features(folder: Path, texts: bool = True) -> Features:
+    """All shards; beside the result, one shard at a time is in memory.
+
+    Raises InputError naming the key of a vector that is zero or not finite, or that comes twice.
     """
     paths = shard_paths(folder)
     dim = vector_dim(paths[0], "image")
-    table = pa.concat_tables([read_table(p, features_schema(dim)) for p in paths]).sort_by("key")
-    keys = table["key"].to_pylist()
-    image, text = (from_vectors(table[column]) for column in ("image", "text"))
-    check_usable(image, keys, folder)
-    check_usable(text, keys, folder)
-    return keys, image, text
+    schema = features_schema(dim)
+    keys = pl.from_arrow(read_shards(folder, schema, ["key"]))["key"]
+    # (n,) where each row belongs
+    place = None if keys.is_sorted() else np.argsort(keys.arg_sort().to_numpy())
+    image, own = np.empty((len(keys), dim), np.float16), np.empty(len(keys), np.float32)
+    text, start = np.empty_like(image) if texts else None, 0
+    for path in paths:
+        table = read_table(path, schema)
+        rows: slice | np.ndarray = slice(start, start + len(table))
+        rows = rows if place is None else place[rows]
+        seen, said = from_vectors(table["image"]), from_vectors(table["text"])
+        for part in (seen, said):
+            check_usable(part, table["key"].to_pylist(), path)
+        own[rows], image[rows] = np.einsum("nd,nd->n", seen, said), seen
+        if text is not None:
+            text[rows] = said
+        start += len(table)
+    keys = keys.sort()
+    if len(twice := keys.filter(keys == keys.shift())):
+        raise InputError(f"{folder}: holds '{twice[0]}' more than once; {remedy(folder)}")
+    return Features(keys, image, text, own)
 
 
 def left_out(shard: Path) -> dict[str, list[str]]:
