@@ -1,30 +1,45 @@
 """Finds each topic's word by cluster-wise TF-IDF; it becomes the class name in episodes.
 
-    python stages/label.py --kept data/kept.parquet --topics data/topics.parquet --clusters
-    data/clusters.parquet --out data/labels.parquet
+    python stages/label.py --kept data/kept.parquet --topics data/topics.parquet --features
+    data/features --clusters data/clusters.parquet --out data/labels.parquet
 
-Topics that a person merges, renames or drops (`label.edits`) are changed here; everything behind
-uses the result.
+Of its best words, pictures may choose (`label.choose`), for which CLIP features are read. Topics
+of one name become one if `label.merge_same` says so, and those that a person merges, renames or
+drops (`label.edits`) are changed here, last; everything behind uses the result.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from pipeline.artifacts import read_table, write_table
 from pipeline.clustering.edits import Edits, apply_edits, handle, load_edits
-from pipeline.clustering.labels import coherence, count_words, describe_topics
-from pipeline.clustering.params import Label
+from pipeline.clustering.labels import (
+    Counted,
+    coherence,
+    count_words,
+    describe_topics,
+    topic_sizes,
+)
+from pipeline.clustering.naming import chosen_names, picture_ranks
+from pipeline.clustering.params import Embed, Label
 from pipeline.clustering.schemas import CLUSTERS, LABELS, TOPICS
 from pipeline.clustering.words import what_to_set
+from pipeline.clip.params import BackboneParams
+from pipeline.errors import InputError
 from pipeline.pairs.schemas import KEPT
 from pipeline.params import load_params
 from pipeline.stage import parser, progress, run, warn
 
-READS = {"label": ("label", Label)}
+READS = {
+    "label": ("label", Label),
+    "backbone": ("backbone", BackboneParams),
+    "embed": ("embed", Embed),
+}
 LISTED = 10  # topics without a name that are told of one by one
 
 
@@ -53,10 +68,34 @@ def warn_of_unnamed(found: list[dict], edits: Edits, settings: Label) -> None:
     )
 
 
+def name_topics(
+    counted: Counted, topic: np.ndarray, keys: pl.Series, p, features: Path | None
+) -> tuple[np.ndarray, list[str | None] | None]:
+    """`chosen_names` with the pictures in `features` and the encoder of the captions."""
+
+    def by_pictures(ranked: pl.DataFrame) -> pl.DataFrame:
+        if features is None:
+            raise InputError(
+                "parameter 'label.choose' is 'pictures': --features says where theirs are"
+            )
+        settings, backbone = p.label, p.backbone.path
+        return picture_ranks(ranked, counted.words, topic, keys, settings, features, backbone)
+
+    def encode(names: list[str]) -> np.ndarray:
+        from pipeline.clustering.embedding import text_vectors  # here: seconds to import
+
+        return text_vectors(p.embed.model)(names)
+
+    return chosen_names(counted, topic, p.label, by_pictures, encode)
+
+
 def main():
     cli = parser(__doc__)
     cli.add_argument("--kept", type=Path, required=True, help="Parquet: captions of the kept pairs")
     cli.add_argument("--topics", type=Path, required=True, help="Parquet: topic per pair")
+    cli.add_argument(
+        "--features", type=Path, help="folder of feature shards, read where pictures choose names"
+    )
     cli.add_argument(
         "--clusters",
         type=Path,
@@ -80,7 +119,9 @@ def main():
         rows["topic"].to_numpy(),
         count_words(progress(texts, "words"), p.label),
     )
-    found = describe_topics(counted, topic, p.label)
+    clustered = len(topic_sizes(topic))
+    topic, chosen = name_topics(counted, topic, rows["key"], p, args.features)
+    found = describe_topics(counted, topic, p.label, chosen)
     names_found = [d["name"] for d in found]
     topic, names = apply_edits(topic, names_found, edits, p.label.edits)
     described = found if names == names_found else describe_topics(counted, topic, p.label, names)
@@ -89,16 +130,20 @@ def main():
     )
     write_table(pa.Table.from_pylist(described, schema=LABELS), args.out, LABELS)
     counts: dict[str, float] = {
-        "found": len(found),
+        "found": clustered,
         "named": sum(name is not None for name in names),
         "unnamed": sum(name is None for name in names),
     }
+    if p.label.merge_same is not None:
+        counts["merged"] = clustered - len(found)
     if counts["unnamed"]:
         warn_of_unnamed(found, edits, p.label)
     named = [d for d in described if d["name"] is not None]
     largest = ", ".join(d["name"] for d in sorted(named, key=lambda d: -d["size"])[:8])
     changed = f" ({len(found)} before {p.label.edits})" if len(found) != len(described) else ""
     words = f"{len(named)} of {len(described)} topics named{changed}"
+    if counts.get("merged"):
+        words += f"; {clustered} were found, and {counts['merged']} joined one of their name"
     measured = coherence(counted, [d["words"] for d in described])
     if measured is not None:
         counts["coherence"] = round(measured, 4)

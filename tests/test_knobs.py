@@ -14,7 +14,7 @@ import torch
 from pipeline.artifacts import to_vectors, write_table
 from pipeline.benchmarks.cache import Draw
 from pipeline.benchmarks.params import Sgd
-from pipeline.clustering import domains, labels, topics
+from pipeline.clustering import domains, labels, naming, topics
 from pipeline.clustering.params import Domains, Label, Topics
 from pipeline.episodes.params import Episodes
 from pipeline.episodes.tasks import Pool
@@ -429,6 +429,34 @@ def test_topics_are_described_by_the_label_s_settings():
         3
     ] * 3
     assert found[0]["scores"][:2] != other[0]["scores"][:2]
+
+
+def test_names_are_chosen_and_merged_by_the_label_s_settings():
+    said = ["bear bear bear snow", "bear bear bear cub", "ant ant leaf", "wasp wasp sky"]
+    captions, topic = np.repeat(said, [4, 5, 4, 4]).tolist(), np.repeat(np.arange(4), [4, 5, 4, 4])
+    settings = Label(
+        formula="eq3", words=3, longest_phrase=1, min_captions=1, stop_words=[], edits=""
+    )
+    counted = labels.count_words(captions, settings)
+    angle = {"bear": 0, "ant": 1.5, "wasp": 2.1, "snow": 0, "cub": 0.3, "leaf": 3, "sky": 4}
+
+    def chosen(**changes):
+        found, names = naming.chosen_names(
+            counted,
+            topic,
+            settings.model_copy(update=changes),
+            lambda ranked: ranked.reverse(),
+            lambda names: np.array([[np.cos(angle[n]), np.sin(angle[n])] for n in names]),
+        )
+        return names, [found[topic == t].tolist()[0] for t in range(4)]
+
+    alone = [0, 1, 2, 3]
+    assert chosen() == (None, alone)
+    assert chosen(merge_same=1) == (["bear", "ant", "wasp"], [0, 0, 1, 2])
+    assert chosen(merge_same=0.9)[0] == ["bear", "ant", "wasp"]
+    assert chosen(merge_same=0.8) == (["bear", "ant"], [0, 0, 1, 1])
+    assert chosen(choose="pictures") == (["snow", "cub", "leaf", "sky"], alone)
+    assert chosen(choose="pictures", merge_same=0.9) == (["cub", "leaf", "sky"], [0, 0, 1, 2])
 
 
 def test_domains_are_found_by_their_settings(monkeypatch):

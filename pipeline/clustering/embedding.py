@@ -101,18 +101,28 @@ def read_alike(tokenizer, texts: list[str], most: int) -> pl.DataFrame:
     )
 
 
-def _encoder(model: str, parts: list[tuple[list[str], pl.DataFrame]]) -> Callable[[int], pa.Table]:
+def text_vectors(model: str) -> Callable[[list[str]], np.ndarray]:
+    """The encoder of n texts → (n, d) L2-normalised vectors."""
     encoder, batch = SentenceTransformer(model_path(model), device=str(device())), at_once(128)
 
-    def encode(shard: int) -> pa.Table:
-        texts, rows = parts[shard]
+    def encode(texts: list[str]) -> np.ndarray:
         with within_memory(FEWER_PICTURES.format(batch)):
-            vectors = encoder.encode(
+            return encoder.encode(
                 texts,
                 batch_size=batch,
                 normalize_embeddings=True,
                 show_progress_bar=sys.stderr.isatty(),
             )
+
+    return encode
+
+
+def _encoder(model: str, parts: list[tuple[list[str], pl.DataFrame]]) -> Callable[[int], pa.Table]:
+    encoded = text_vectors(model)
+
+    def encode(shard: int) -> pa.Table:
+        texts, rows = parts[shard]
+        vectors = encoded(texts)
         of_row = rows["vector"].to_numpy()
         kept = usable(vectors)[of_row]
         return pa.table(

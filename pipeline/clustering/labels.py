@@ -148,7 +148,7 @@ def _positive(scores: sparse.csr_matrix, words: np.ndarray) -> pl.DataFrame:
     )
 
 
-def _names(ranked: pl.DataFrame, words: np.ndarray) -> dict[int, str]:
+def unique_names(ranked: pl.DataFrame, words: np.ndarray) -> dict[int, str]:
     """Topic → the first of its words that no topic before took."""
     names: dict[int, str] = {}
     taken: set[int] = set()
@@ -157,6 +157,35 @@ def _names(ranked: pl.DataFrame, words: np.ndarray) -> dict[int, str]:
             names[topic] = words[word]
             taken.add(word)
     return names
+
+
+def topic_sizes(topic: np.ndarray) -> np.ndarray:
+    """(L,) captions of every topic; (n,) topics, −1 outside."""
+    return np.bincount(topic[topic >= 0], minlength=int(topic.max(initial=-1)) + 1)
+
+
+def rank_words(counted: Counted, topic: np.ndarray, settings: Label) -> pl.DataFrame:
+    """The words of every topic that score above zero: topic, word (its number) and score, best
+    first; a phrase before its own parts where they score the same ("polar bear" before "polar").
+
+    Args:
+        topic: (n,) of the captions that were counted; −1 outside.
+
+    Raises InputError for fewer than two topics: words are scored by what sets a topic apart from
+    others.
+    """
+    clusters, inside = len(topic_sizes(topic)), np.flatnonzero(topic >= 0)
+    if clusters < 2:
+        raise InputError(
+            f"there are {clusters} topics, and names tell two or more apart; lower "
+            "'topics.min_cluster_size'"
+        )
+    member = sparse.csr_matrix(
+        (np.ones(len(inside)), (topic[inside], inside)), shape=(clusters, len(topic))
+    )
+    counts, totals = sparse.csr_matrix(member @ counted.by_caption), member @ counted.lengths
+    scores = cluster_tfidf(counts, totals) if settings.formula == "eq3" else bertopic_tfidf(counts)
+    return _positive(scores, counted.words)
 
 
 def describe_topics(
@@ -172,47 +201,27 @@ def describe_topics(
         topic: (n,) of the captions that were counted; −1 outside.
 
     A name is used once: where two topics put the same word first, it goes to the topic that scores
-    it higher and the other takes its next word. A phrase beats its own parts when they score the
-    same ("polar bear" before "polar"). A topic that has no word with a score above zero, or none
-    that is free, has no name (None): it can be no class.
+    it higher and the other takes its next word. A topic that has no word with a score above zero,
+    or none that is free, has no name (None): it can be no class.
 
-    Raises InputError for fewer than two topics: words are scored by what sets a topic apart from
-    others.
+    Raises InputError as `rank_words` does.
     """
-    clusters, inside, words = (
-        int(topic.max(initial=-1)) + 1,
-        np.flatnonzero(topic >= 0),
-        counted.words,
-    )
-    if clusters < 2:
-        raise InputError(
-            f"there are {clusters} topics, and names tell two or more apart; lower "
-            "'topics.min_cluster_size'"
-        )
-    member = sparse.csr_matrix(
-        (np.ones(len(inside)), (topic[inside], inside)), shape=(clusters, len(topic))
-    )
-    counts, totals = sparse.csr_matrix(member @ counted.by_caption), member @ counted.lengths
-    scores = cluster_tfidf(counts, totals) if settings.formula == "eq3" else bertopic_tfidf(counts)
-    ranked = _positive(scores, words)
-    names: list[str | None] = list(given) if given else [None] * clusters
-    if not given:
-        for row, name in _names(ranked, words).items():
-            names[row] = name
+    ranked, words = rank_words(counted, topic, settings), counted.words
+    sizes = topic_sizes(topic).tolist()
+    names = given or list(map(unique_names(ranked, words).get, range(len(sizes))))
     best = {
         row: (of_topic, their_scores)
         for row, of_topic, their_scores in ranked.group_by("topic", maintain_order=True)
         .agg(pl.col("word", "score").head(settings.words))
         .iter_rows()
     }
-    sizes = np.bincount(topic[inside], minlength=clusters).tolist()
     return [
         {
             "topic": row,
             "name": names[row],
-            "size": sizes[row],
+            "size": size,
             "words": [words[w] for w in best.get(row, ((), ()))[0]],
             "scores": list(best.get(row, ((), ()))[1]),
         }
-        for row in range(clusters)
+        for row, size in enumerate(sizes)
     ]

@@ -78,6 +78,12 @@ class Label(Section):
     # spaces: words lie between spaces; icu: in dictionaries too, for Chinese, Japanese, Thai, …
     segmenter: Literal["spaces", "icu"] = "spaces"
     stop_words: list[str]  # besides those of the language
+    # a topic's name: its best word, or the one of its words that tells its pictures best from
+    # those of the topics near it
+    choose: Literal["words", "pictures"] = "words"
+    # topics whose names' sentence embeddings are at least this similar become one; 1: those of one
+    # name alone; null: none, and a word names one topic
+    merge_same: Annotated[float, Field(gt=0, le=1)] | None = None
     edits: str  # file of hand-made changes: topics to merge, rename or drop
 
 
