@@ -3,67 +3,152 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 
 from gram.inputs import Prepared
-from gram.looking import all_opened, features_of_views
-from gram.methods import NEED_VIEWS, STEPS, TUNING, VIEWS, plain_start, tuned
+from gram.looking import all_opened, features_of_views, test_features
+from gram.methods import (
+    STEPS,
+    TUNE,
+    TUNING,
+    VIEWS,
+    batch_of,
+    epochs_of,
+    plain_start,
+    sees_pixels,
+    tuned,
+    views_for,
+)
+from gram.prompted import Seen, sight_of
 from pipeline.errors import InputError
+from pipeline.prompts.starts import Start
 
 FEW_PICTURES, FEW_STEPS = 4, 2
+FORWARD = 0.5  # of a step's time, at most, is what naming as many pictures takes
 
 
-def _seconds_per_step(ready: Prepared) -> float:
-    task = ready.task
-    seen = torch.nn.functional.normalize(torch.ones(TUNING.batch, 1, task.backbone.dim), dim=-1)
-    labels = torch.arange(TUNING.batch) % len(task.names)
-    start = task.start or plain_start(task.backbone, task.seed)
-    tuned(task, start, seen, labels, 1)  # what a first call costs is paid once
+@dataclass(frozen=True)
+class Costs:
+    """Seconds: of a picture's own features, and with its views'; of a step of CoOp, and of one from
+    the start; of naming a picture once more, where the start's tokens change what is seen of it.
+    """
+
+    alone: float
+    with_views: float
+    coop_step: float
+    start_step: float
+    once_more: float
+
+
+@contextmanager
+def _timed() -> Iterator[Callable[[], float]]:
     began = time.perf_counter()
-    tuned(task, start, seen, labels, FEW_STEPS)
-    return (time.perf_counter() - began) / FEW_STEPS
+    yield lambda: time.perf_counter() - began
 
 
-def _seconds_per_picture(ready: Prepared, views: int) -> float:
+def _step(ready: Prepared, start: Start, pictures: int) -> float:
+    """Seconds of a step with so many pictures, decoded as they will be."""
+    task, files = ready.task, ready.collection.files
+    blank = torch.nn.functional.normalize(torch.ones(pictures, 1, task.backbone.dim), dim=-1)
+    seen = Seen(blank, lambda i: ready.collection.picture(i % len(files)))
+    with _timed() as seconds:
+        tuned(task, start, seen, torch.arange(pictures) % len(task.names), FEW_STEPS)
+        return seconds() / FEW_STEPS
+
+
+def _start_step(ready: Prepared, start: Start, coop_step: float) -> float:
+    """Seconds of a step from the start; a large tower is asked about few pictures only."""
+    batch = min(batch_of(start), len(ready.collection.files))
+    few = min(FEW_PICTURES, batch) if sees_pixels(start) else batch
+    _step(ready, start, 1)  # what a first call costs is paid once
+    found = _step(ready, start, few)
+    text = min(coop_step, found) if "text" in start.theta else 0.0  # the same for all pictures
+    return text + (found - text) * batch / few
+
+
+def _picture(ready: Prepared, views: int) -> float:
     files = list(islice(ready.collection.files, FEW_PICTURES))
-    began = time.perf_counter()
-    pictures = all_opened(ready.collection.read, files)
-    features_of_views(ready.task.backbone, pictures, views, ready.task.seed)
-    return (time.perf_counter() - began) / len(files)
+    with _timed() as seconds:
+        pictures = all_opened(ready.collection.read, files)
+        features_of_views(ready.task.backbone, pictures, views, ready.task.seed)
+        return seconds() / len(files)
 
 
-def within(ready: Prepared, minutes: float) -> tuple[Prepared, float, list[str]]:
+def _prompted_picture(ready: Prepared, start: Start) -> float:
+    """Seconds of a picture through the tower with the start's tokens."""
+    files = list(islice(ready.collection.files, FEW_PICTURES))
+    with _timed() as seconds:
+        pictures = all_opened(ready.collection.read, files)
+        test_features(sight_of(ready.task, start.about, start.theta), pictures)
+        return seconds() / len(files)
+
+
+def _costs(ready: Prepared) -> Costs:
+    start, coop, from_start, more = ready.task.start, 0.0, 0.0, 0.0
+    if set(ready.methods) & set(TUNE):
+        plain = plain_start(ready.task.backbone, ready.task.seed)
+        _step(ready, plain, 1)
+        coop = _step(ready, plain, min(TUNING.batch, len(ready.collection.files)))
+    if start is not None and "coop-start" in ready.methods:
+        from_start = _start_step(ready, start, coop)
+    _picture(ready, 0)
+    alone, views = _picture(ready, 0), views_for(ready.methods, start)
+    if sees_pixels(start) and start is not None:
+        more = _prompted_picture(ready, start)
+    elif start is not None and start.prompt == "cocoop":
+        more = FORWARD * from_start / batch_of(start)
+    return Costs(alone, _picture(ready, VIEWS) if views else alone, coop, from_start, more)
+
+
+def _steps(pictures: int, batch: int) -> int:
+    return epochs_of(pictures, batch, STEPS) * max(1, pictures // batch)
+
+
+def _seconds(ready: Prepared, methods: list[str], costs: Costs) -> float:
+    """All that `learn` does with these methods."""
+    start, count = ready.task.start, len(ready.collection.files)
+    held_out = count // ready.folds if ready.folds else 0
+    trainings = [count - held_out] * ready.folds + [count]
+    views = views_for(methods, start)
+    total = count * (costs.with_views if views else costs.alone)
+    for method in methods:
+        if method == "coop":
+            total += costs.coop_step * sum(_steps(n, TUNING.batch) for n in trainings)
+        if method == "coop-start" and start is not None:
+            total += costs.start_step * sum(_steps(n, batch_of(start)) for n in trainings)
+        if method in ("start", "coop-start"):  # held out, and what is kept for the page
+            total += costs.once_more * count * (2 if ready.folds else 1)
+    return total
+
+
+def within(ready: Prepared, minutes: float) -> tuple[Prepared, float, dict[str, float]]:
     """What can be tried in `minutes`, the seconds that it will take, and the methods that were
-    left out for it: those that tune a prompt, the more elaborate one first.
+    left out for it, with the seconds of each: of those that tune a prompt the more elaborate first.
 
     Raises InputError if even the rest takes longer.
     """
-    methods, left_out = list(ready.methods), []
-    wanted = [m for m in methods if m in NEED_VIEWS]
-    step = _seconds_per_step(ready) if wanted else 0.0
-    _seconds_per_picture(ready, 0)  # as above
-    with_views = _seconds_per_picture(ready, VIEWS) if wanted else 0.0
-    alone = _seconds_per_picture(ready, 0)
-
-    def seconds() -> float:
-        tuned_ones = sum(m in NEED_VIEWS for m in methods)
-        per_picture = with_views if tuned_ones else alone
-        learning = tuned_ones * (ready.folds + 1) * STEPS * step
-        return len(ready.collection.files) * per_picture + learning
-
-    while seconds() > 60 * minutes and len(methods) > 1 and methods[-1] in NEED_VIEWS:
-        left_out.append(methods.pop())
-    if seconds() > 60 * minutes:
+    methods, costs = list(ready.methods), _costs(ready)
+    left_out: dict[str, float] = {}
+    while _seconds(ready, methods, costs) > 60 * minutes and methods[1:] and methods[-1] in TUNE:
+        took = _seconds(ready, methods, costs)
+        name = methods.pop()
+        left_out[name] = took - _seconds(ready, methods, costs)
+    seconds = _seconds(ready, methods, costs)
+    if seconds > 60 * minutes:
         raise InputError(
-            f"this would take about {said(seconds())}, and --minutes is {minutes:g}; allow more, "
+            f"this would take about {said(seconds)}, and --minutes is {minutes:g}; allow more, "
             "or take a quicker --method (probe, zero-shot) or fewer pictures"
         )
-    return replace(ready, methods=methods), seconds(), left_out
+    return replace(ready, methods=methods), seconds, left_out
 
 
 def said(seconds: float) -> str:
     """A duration in words."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

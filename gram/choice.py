@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold
-from torch import Tensor
 
-from gram.methods import METHODS, TITLES, Task
+from gram.methods import METHODS, titled
+from gram.prompted import Seen, Task, features_of, logits_of
 from gram.trust import paired_interval
 
 # Of the paired interval. At 95% a few pictures per class call next to nothing measurable, and the
@@ -47,16 +47,10 @@ def folds_of(labels: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray
     return list(split.split(np.zeros(len(labels)), labels))
 
 
-def logits_of(task: Task, matrix: Tensor, features: Tensor) -> np.ndarray:
-    """(n, K) float64 logits of (n, e) features."""
-    scale = float(task.backbone.logit_scale)
-    return (scale * features.double() @ matrix.double().T).numpy()
-
-
 def held_out_logits(
     task: Task,
     method: str,
-    seen: Tensor,
+    seen: Seen,
     labels: np.ndarray,
     parts: Sequence[tuple[np.ndarray, np.ndarray]],
     tick: Callable[[], Any],
@@ -65,7 +59,7 @@ def held_out_logits(
     found = np.zeros((len(labels), len(task.names)))
     for train, test in parts:
         learned = METHODS[method](task, seen[train], torch.from_numpy(labels[train]))
-        found[test] = logits_of(task, learned.matrix, seen[test, 0])
+        found[test] = logits_of(task, learned, features_of(task, learned, seen[test]))
         tick()
     return found
 
@@ -95,7 +89,7 @@ def _sentence(rows: list[dict[str, Any]], chosen: dict[str, Any], best: dict[str
 def choose(
     task: Task,
     methods: Sequence[str],
-    seen: Tensor,
+    seen: Seen,
     labels: np.ndarray,
     folds: int,
     tick: Callable[[], Any] = lambda: None,
@@ -103,7 +97,7 @@ def choose(
     """Compares `methods`, which stand simplest first, on stratified folds.
 
     Args:
-        seen: (n, 1 + views, e). labels: (n,). tick: called after every fold of every method.
+        labels: (n,). tick: called after every fold of every method.
     """
     parts = folds_of(labels, folds, task.seed)
     logits = {m: held_out_logits(task, m, seen, labels, parts, tick) for m in methods}
@@ -112,7 +106,7 @@ def choose(
     rows = [
         {
             "method": m,
-            "title": TITLES[m],
+            "title": titled(m, task.start),
             "accuracy": float(right[m].mean()),
             "folds": [float(right[m][test].mean()) for _, test in parts],
             "behind": paired_interval(right[best], right[m], LEVEL, task.seed),

@@ -88,7 +88,7 @@ def adapt(
     backbone: Backbone = None,
     start: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of a meta-learned start for that backbone."),
+        typer.Option(help="Folder of a meta-learned start (any kind of prompt) for that backbone."),
     ] = None,
     method: Annotated[
         str, typer.Option(help="auto, zero-shot, start, probe, coop or coop-start.")

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 
+from gram.looking import opened
 from pipeline.errors import InputError
 from pipeline.pictures import Pictures, class_name, same_words
 
@@ -48,6 +50,10 @@ class Collection:
         """SHA-256 over labels and contents, whatever the files are called."""
         pairs = sorted(zip(self.labels, self.digests, strict=True))
         return hashlib.sha256(repr(pairs).encode()).hexdigest()
+
+    def picture(self, row: int) -> Image.Image:
+        """The picture of a row, opened; InputError naming it if that fails."""
+        return opened(self.files[row], lambda: self.read(self.files[row]))
 
     @property
     def names(self) -> list[str]:

@@ -17,8 +17,8 @@ from gram.budget import said, within
 from gram.collection import examine, read_collection
 from gram.estimator import PromptClassifier
 from gram.inputs import Say
-from gram.looking import opened, test_features
-from gram.methods import TITLES
+from gram.looking import opened
+from gram.methods import titled
 from gram.model_folder import check_target, read_config
 from gram.trust import calibration_error, sets, share_interval
 from pipeline.errors import InputError
@@ -30,9 +30,9 @@ UNSURE = "unsure"
 def check_folder(folder: Path) -> dict[str, Any]:
     """Classes, notes and every problem of a folder, zip or CSV; every picture is opened."""
     found, problems = examine(folder)
-    for file in found.files:
+    for row in range(len(found.files)):
         try:
-            opened(file, lambda file=file: found.read(file))
+            found.picture(row)
         except InputError as error:
             problems.append(f"{found.source}: {error}")
     counts = Counter(found.labels)
@@ -75,8 +75,11 @@ def adapt_folder(
     if ready.folds < settings.folds:
         say(f"note: {ready.folds} folds instead of {settings.folds}, as the smallest class allows")
     ready, seconds, left_out = within(ready, minutes)
-    for name in left_out:
-        say(f"note: {TITLES[name]} is left out, to stay within {minutes:g} minutes (--minutes)")
+    for name, alone in left_out.items():
+        say(
+            f"note: {titled(name, ready.task.start)} is left out, to stay within {minutes:g} "
+            f"minutes (--minutes): it would take about {said(alone)}"
+        )
     say(
         f"{len(collection.files)} pictures, {len(collection.names)} classes; this will take about "
         f"{said(seconds)}"
@@ -98,7 +101,7 @@ def adapt_folder(
         "classes": settings.classes_.tolist(),
         "pictures": len(collection.files),
         "folds": ready.folds,
-        "left_out": left_out,
+        "left_out": list(left_out),
         "accuracy": float((settings.held_out_.argmax(axis=1) == settings.targets_).mean())
         if measured
         else None,
@@ -169,7 +172,7 @@ def predict_pictures(
             else:
                 kept.append(file)
 
-    chances = model.probabilities(test_features(model.backbone_, pictures()))
+    chances = model.probabilities(model.looked(pictures()))
     marks = None if asked.unsure is None else sets(chances, threshold)
     rows = [
         _row(model, file, chances[i], None if marks is None else marks[i], asked.top)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace as changed_in
 from pathlib import Path
@@ -10,14 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from gram import methods as known
-from gram.choice import choose, logits_of
+from gram.choice import choose
 from gram.collection import Collection, most_folds
 from gram.inputs import Prepared, Say, checked_template, collected, loaded, readable, silent
 from gram.looking import all_opened, features_of_views, test_features
+from gram.prompted import (
+    Learned,
+    Seen,
+    Task,
+    context_of,
+    features_of,
+    learned_by,
+    logits_of,
+    sight_of,
+)
 from gram.published import read_start
 from gram.trust import chances, nonconformity, set_threshold, sets, temperature_of
 from pipeline.clip.digest import backbone_digest
@@ -41,7 +52,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes (after `fit`):
         classes_: (K,) class names, sorted. method_: what was taken. sentence_: why.
-        matrix_: (K, e) float32; logits are scale · f matrix_ᵀ. tokens_: the learned tokens.
+        matrix_: (K, e) float32; logits are scale · f matrix_ᵀ (None with a CoCoOp prompt, which
+            has another matrix for every picture). tokens_, prompt_: the learned tokens, and the
+            kind and depth of the prompt they are of. title_: the method's, in words.
         temperature_: what logits are divided by. comparison_: one row per method that was tried.
         held_out_: (n, K) probabilities of the training pictures under what was learned without
             their fold; None with `folds=0`.
@@ -85,8 +98,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         backbone, place = loaded(self.backbone, say)
         made_by = backbone_digest(place)
         start = read_start(Path(self.start), backbone, made_by) if self.start else None
-        task = known.Task(backbone, tuple(collection.names), self.template, start, self.seed)
-        known.check_names(task, task.names, start.theta if start else {})
+        task = Task(backbone, tuple(collection.names), self.template, start, self.seed)
+        known.check_names(task, task.names, context_of(start.about, start.theta) if start else 0)
         if self.method != AUTO:
             known.known(self.method, start)
             tried = [self.method]
@@ -101,32 +114,41 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     ) -> PromptClassifier:
         """Learns what was prepared; `pictures` may wrap the pictures in a progress bar."""
         task, collection = ready.task, ready.collection
-        labels = collection.targets
-        views = known.VIEWS if set(ready.methods) & set(known.NEED_VIEWS) else 0
-        opened = all_opened(collection.read, collection.files)
-        seen = features_of_views(task.backbone, pictures(opened), views, task.seed)
-        self.held_out_, self.comparison_, self.temperature_ = None, [], 1.0
-        self.folds_ = ready.folds
-        if ready.folds:
-            choice = choose(task, ready.methods, seen, labels, ready.folds, tick)
-            self.method_, self.sentence_ = choice.method, choice.sentence
-            self.comparison_ = choice.rows
-            self.temperature_ = temperature_of(choice.logits, labels)
-            self.held_out_logits_ = choice.logits
-            self.held_out_ = chances(choice.logits, self.temperature_)
-        else:
-            self.method_ = ready.methods[0]
-            self.sentence_ = f"{known.TITLES[self.method_]} was taken; nothing was measured."
+        labels, found = collection.targets, all_opened(collection.read, collection.files)
+        views = known.views_for(ready.methods, task.start)
+        features = features_of_views(task.backbone, pictures(found), views, task.seed)
+        seen = Seen(features, collection.picture)
+        self._measure(ready, seen, labels, tick)
         learned = known.METHODS[self.method_](task, seen, torch.from_numpy(labels))
         tick()
-        self.matrix_, self.tokens_ = learned.matrix, learned.tokens
+        self.title_ = known.titled(self.method_, task.start)
+        self.matrix_, self.tokens_, self.prompt_ = learned.matrix, learned.tokens, learned.about
         self.classes_ = np.array(task.names, dtype=str)
-        self.features_ = seen[:, 0].half()
+        self.features_ = features_of(task, learned, seen).half()
         self.collection_, self.targets_ = collection, labels
         self.backbone_, self.place_, self.digest_ = task.backbone, ready.place, ready.digest
+        self.sight_ = sight_of(task, learned.about, learned.tokens)
         self.task_, self.origin_ = task, None
         self.scores_ = None if self.held_out_ is None else nonconformity(self.held_out_, labels)
         return self
+
+    def _measure(
+        self, ready: Prepared, seen: Seen, labels: np.ndarray, tick: Callable[[], Any]
+    ) -> None:
+        """Takes a method, on held-out pictures where there are folds."""
+        self.held_out_, self.comparison_, self.temperature_ = None, [], 1.0
+        self.folds_ = ready.folds
+        if not ready.folds:
+            self.method_ = ready.methods[0]
+            title = known.titled(self.method_, ready.task.start)
+            self.sentence_ = f"{title} was taken; nothing was measured."
+            return
+        choice = choose(ready.task, ready.methods, seen, labels, ready.folds, tick)
+        self.method_, self.sentence_ = choice.method, choice.sentence
+        self.comparison_ = choice.rows
+        self.temperature_ = temperature_of(choice.logits, labels)
+        self.held_out_logits_ = choice.logits
+        self.held_out_ = chances(choice.logits, self.temperature_)
 
     # --- judging ---
 
@@ -138,11 +160,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         """(n, e) L2-normalised image features, a few pictures at a time."""
         self._fitted()
         read, files = readable(pictures)
-        return test_features(self.backbone_, all_opened(read, files))
+        return self.looked(all_opened(read, files))
+
+    def looked(self, pictures: Iterable[Image.Image]) -> torch.Tensor:
+        """The same of pictures that are open."""
+        return test_features(self.sight_, pictures)
 
     def probabilities(self, features: torch.Tensor) -> np.ndarray:
         """(n, K) probabilities of (n, e) image features."""
-        return chances(logits_of(self.task_, self.matrix_, features), self.temperature_)
+        learned = Learned(self.matrix_, self.tokens_, self.prompt_)
+        return chances(logits_of(self.task_, learned, features), self.temperature_)
 
     def predict_proba(self, pictures: Any) -> np.ndarray:
         """(n, K) probabilities, in the order of `classes_`; pictures as in `fit`."""
@@ -196,17 +223,24 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         if len(wanted) < 2 or not asked:
             raise InputError("give at least one class name, and two in all")
         task = changed_in(self.task_, names=tuple(wanted))
-        known.check_names(task, task.names, self.tokens_)
+        known.check_names(task, task.names, context_of(self.prompt_, self.tokens_))
+        changed = copy(self)
+        changed.task_, changed.classes_ = task, np.array(wanted, dtype=str)
+        changed.matrix_ = self._rows(task, wanted)
+        changed.scores_ = changed.held_out_ = None
+        return changed
+
+    def _rows(self, task: Task, wanted: list[str]) -> torch.Tensor | None:
+        """(K, e) of `wanted`: what was learned, and for others the prompt with their names."""
+        if self.matrix_ is None:
+            return None
         rows = dict(zip(self.classes_.tolist(), self.matrix_, strict=True))
         new = tuple(name for name in wanted if name not in rows)
         if new:
-            made = known.rows_for(task, self.tokens_, new)
+            made = learned_by(changed_in(task, names=new), self.prompt_, self.tokens_).matrix
+            assert made is not None, "a prompt that has a matrix has one for all names"
             rows |= dict(zip(new, made, strict=True))
-        changed = copy(self)
-        changed.task_, changed.classes_ = task, np.array(wanted, dtype=str)
-        changed.matrix_ = torch.stack([rows[name] for name in wanted])
-        changed.scores_ = changed.held_out_ = None
-        return changed
+        return torch.stack([rows[name] for name in wanted])
 
     # --- keeping ---
 

@@ -25,7 +25,8 @@ class Graph(nn.Module):
 
     def __init__(self, model: PromptClassifier) -> None:
         super().__init__()
-        self.tower = model.backbone_.model.visual
+        plain = model.sight_ is model.backbone_
+        self.tower = model.backbone_.model.visual if plain else model.sight_.model
         scale = float(model.backbone_.logit_scale) / model.temperature_
         self.register_buffer("weights", (scale * model.matrix_.T).to(model.backbone_.device))
 
@@ -81,6 +82,12 @@ def export(model: PromptClassifier, path: Path) -> float:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"exporting to ONNX {EXTRA} ({error.name} is missing)") from None
+    if model.matrix_ is None:
+        raise InputError(
+            f"{path}: a '{model.prompt_['prompt']}' prompt makes other class features for every "
+            "picture, so the graph of an image tower and one class matrix cannot say what it "
+            "says; adapt with another method or start"
+        )
     graph = Graph(model).eval()
     like = torch.zeros(2, 3, *_side(model.backbone_.preprocess), device=model.backbone_.device)
     program = torch.onnx.export(

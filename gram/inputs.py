@@ -10,7 +10,7 @@ from typing import Any
 from gram.backbones import resolve
 from gram.collection import Collection, copies_and_counts, first_of, read_collection
 from gram.looking import as_bytes
-from gram.methods import Task
+from gram.prompted import Task
 from pipeline.clip.backbone import Backbone, load_backbone
 from pipeline.errors import InputError
 

@@ -1,25 +1,28 @@
-"""What `auto` chooses among, simplest first. Each gives a class matrix W: logits are
-scale · f Wᵀ of an image feature f, so that a picture costs the same under all of them.
+"""What `auto` chooses among, simplest first. Each gives what a picture's feature f is scored
+against: mostly a class matrix W, logits being scale · f Wᵀ. Visual tokens change f too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gram.prompted import Learned, Seen, Task, learned_by
 from pipeline.benchmarks.cache import Draw
 from pipeline.benchmarks.params import Sgd
+from pipeline.benchmarks.views import AugmentedViews
 from pipeline.clip.backbone import Backbone
+from pipeline.clip.blocks import recomputed_activations
 from pipeline.errors import InputError
 from pipeline.gram.tune import tune
-from pipeline.prompts.base import PromptMethod, Tokens
+from pipeline.prompts import METHODS as PROMPTS
+from pipeline.prompts.base import PromptMethod
 from pipeline.prompts.coop import CoOp
 from pipeline.prompts.starts import Start, method_of
-from pipeline.prompts.template import Template
 
 TITLES = {
     "zero-shot": "Zero-shot",
@@ -28,37 +31,27 @@ TITLES = {
     "coop": "CoOp",
     "coop-start": "CoOp from the meta-learned start, regulated",
 }
+# Kinds of prompt in words, for a start of another kind than CoOp's.
+KINDS = {
+    "coop": "CoOp",
+    "cocoop": "CoCoOp",
+    "vpt": "VPT",
+    "joint": "Textual and visual tokens",
+    "coupled": "Coupled tokens",
+}
 NEED_START = ("start", "coop-start")
-NEED_VIEWS = ("coop", "coop-start")
-VIEWS = 4  # augmented views of each picture that prompts are tuned on, beside its centre
+TUNE = ("coop", "coop-start")
+VIEWS = 4  # augmented views of each picture that textual prompts are tuned on, beside its centre
 STEPS = 60
 TUNING = Sgd(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
+BATCH_OF = {"cocoop": 1}  # every picture has a text of its own for every class
 CONTEXT_TOKENS = 4  # of plain CoOp: "a photo of a"
 # Of the probe's squared distance to the zero-shot head, in logits. From 0.001 to 0.01 accuracy
 # hardly changes, at 0.1 the pictures teach little (docs/own-pictures.md).
 PULL = 0.003
 
 
-@dataclass(frozen=True)
-class Task:
-    """What every method starts from."""
-
-    backbone: Backbone
-    names: tuple[str, ...]
-    template: str
-    start: Start | None
-    seed: int
-
-
-@dataclass(frozen=True)
-class Learned:
-    """W (K, e), and the tokens θ {name: (rows, d)} that it was made with ({}: hand-written)."""
-
-    matrix: Tensor
-    tokens: Tokens
-
-
-Method = Callable[[Task, Tensor, Tensor], Learned]
+Method = Callable[[Task, Seen, Tensor], Learned]
 
 
 def known(name: str, start: Start | None) -> None:
@@ -71,36 +64,51 @@ def known(name: str, start: Start | None) -> None:
         )
 
 
+def titled(name: str, start: Start | None) -> str:
+    """A method's title: what is tuned is a prompt of the start's kind."""
+    if name != "coop-start" or start is None:
+        return TITLES[name]
+    regulated = ", regulated" if start.phi else ""
+    return f"{KINDS[start.prompt]} from the meta-learned start{regulated}"
+
+
 def candidates(start: Start | None) -> list[str]:
     """The methods that can be had, simplest first."""
     return [name for name in TITLES if start is not None or name not in NEED_START]
 
 
-def head(method: PromptMethod, tokens: Tokens, names: tuple[str, ...]) -> Tensor:
-    """(K, e) text features of the prompted classes, on the CPU."""
-    device = method.backbone.device
-    with torch.inference_mode():
-        one = {name: rows.unsqueeze(0).to(device) for name, rows in tokens.items()}
-        features = method.text_features(one, method.prepare([list(names)]))
-    return features[0].float().cpu().clone()
+def sees_pixels(start: Start | None) -> bool:
+    """Whether the start's tokens stand among the patches, so that no feature can be kept."""
+    return start is not None and PROMPTS[start.prompt].sees_pixels
 
 
-def _zero_shot(task: Task, seen: Tensor, labels: Tensor) -> Learned:
-    return Learned(head(Template(task.backbone, [task.template]), {}, task.names), {})
+def views_for(methods: list[str], start: Start | None) -> int:
+    """Augmented views of which features are needed."""
+    textual = "coop" in methods or ("coop-start" in methods and not sees_pixels(start))
+    return VIEWS if textual else 0
 
 
-def _start(task: Task, seen: Tensor, labels: Tensor) -> Learned:
-    theta = {name: rows.cpu() for name, rows in task.start.theta.items()}
-    return Learned(
-        head(method_of(task.start.about, task.backbone, task.template), theta, task.names), theta
-    )
+def _zero_shot(task: Task, seen: Seen | None, labels: Tensor | None) -> Learned:
+    return learned_by(task, None, {})
 
 
-def _probe(task: Task, seen: Tensor, labels: Tensor) -> Learned:
+def _start(task: Task, seen: Seen, labels: Tensor) -> Learned:
+    start = _of(task)
+    return learned_by(task, start.about, start.theta)
+
+
+def _of(task: Task) -> Start:
+    assert task.start is not None, "`known` has asked for it"
+    return task.start
+
+
+def _probe(task: Task, seen: Seen, labels: Tensor) -> Learned:
     """min over Δ of the mean cross-entropy under W₀ + Δ, plus PULL · scale² · |Δ|² / K."""
-    first = _zero_shot(task, seen, labels).matrix.double()
+    matrix = _zero_shot(task, None, None).matrix
+    assert matrix is not None, "the hand-written prompt is the same for all pictures"
+    first = matrix.double()
     scale = float(task.backbone.logit_scale)
-    centres = seen[:, 0].double()
+    centres = seen.features[:, 0].double()
     delta = torch.zeros_like(first, requires_grad=True)
     optimiser = torch.optim.LBFGS([delta], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -112,24 +120,45 @@ def _probe(task: Task, seen: Tensor, labels: Tensor) -> Learned:
         return total
 
     optimiser.step(loss)
-    return Learned((first + delta).detach().float(), {})
+    return Learned((first + delta).detach().float(), {}, None)
 
 
-def tuned(task: Task, start: Start, seen: Tensor, labels: Tensor, steps: int) -> Learned:
-    """Tokens after about `steps` steps from a start's, on centres and augmented views in turn."""
+def batch_of(start: Start) -> int:
+    """Pictures in a step of tuning from a start."""
+    return BATCH_OF.get(start.prompt, TUNING.batch)
+
+
+def epochs_of(pictures: int, batch: int, steps: int) -> int:
+    """Epochs in which `batch` pictures at a time make about `steps` steps; two at least, as the
+    first one warms up.
+    """
+    return max(2, round(steps / max(1, pictures // batch)))
+
+
+def _draw(method: PromptMethod, task: Task, seen: Seen, labels: Tensor, epochs: int) -> Draw:
+    """Centres and augmented views in turn, as features; or, for those who need pixels, a new
+    augmented view in every epoch.
+    """
+    if method.sees_pixels:
+        views: Any = AugmentedViews(method.backbone, seen.opened, len(seen), epochs, task.seed)
+    else:
+        kept = seen.features.transpose(0, 1).numpy()
+        views = [kept[epoch % len(kept)] for epoch in range(epochs)]
+    return Draw(views, labels.numpy(), list(task.names))
+
+
+def tuned(task: Task, start: Start, seen: Seen, labels: Tensor, steps: int) -> Learned:
+    """Tokens after about `steps` steps from a start's, every gradient through its regulator (paper
+    §3.3, "Testing").
+    """
     method = method_of(start.about, task.backbone, task.template)
-    views = seen.transpose(0, 1).numpy()
-    per_epoch = max(1, len(labels) // TUNING.batch)
-    epochs = max(2, round(steps / per_epoch))
-    here = {
-        part: {name: rows.to(task.backbone.device) for name, rows in tensors.items()}
-        for part, tensors in (("theta", start.theta), ("phi", start.phi))
-    }
-    draw = Draw(
-        [views[epoch % len(views)] for epoch in range(epochs)], labels.numpy(), list(task.names)
-    )
-    tokens = tune(method, replace(start, **here), draw, TUNING, task.seed)[-1]
-    return Learned(head(method, tokens, task.names), tokens)
+    settings = TUNING.model_copy(update={"batch": batch_of(start)})
+    epochs = epochs_of(len(labels), settings.batch, steps)
+    draw = _draw(method, task, seen, labels, epochs)
+    # pictures of 197 patches need gigabytes in a tower whose activations are all kept
+    with recomputed_activations(method.sees_pixels):
+        tokens = tune(method, start, draw, settings, task.seed)[-1]
+    return learned_by(task, start.about, tokens)
 
 
 def plain_start(backbone: Backbone, seed: int) -> Start:
@@ -139,12 +168,12 @@ def plain_start(backbone: Backbone, seed: int) -> Start:
     return Start("coop", 1, theta, {}, "none")
 
 
-def _coop(task: Task, seen: Tensor, labels: Tensor) -> Learned:
+def _coop(task: Task, seen: Seen, labels: Tensor) -> Learned:
     return tuned(task, plain_start(task.backbone, task.seed), seen, labels, STEPS)
 
 
-def _coop_start(task: Task, seen: Tensor, labels: Tensor) -> Learned:
-    return tuned(task, task.start, seen, labels, STEPS)
+def _coop_start(task: Task, seen: Seen, labels: Tensor) -> Learned:
+    return tuned(task, _of(task), seen, labels, STEPS)
 
 
 METHODS: dict[str, Method] = {
@@ -156,20 +185,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-def rows_for(task: Task, tokens: Tokens, names: tuple[str, ...]) -> Tensor:
-    """(K, e) rows of classes that there are no pictures of: the learned prompt with their names,
-    or the hand-written one where no prompt was learned.
+def check_names(task: Task, names: tuple[str, ...], context: int) -> None:
+    """Raises InputError naming a class whose name gives no token, or too many for the text tower
+    beside so many learned context tokens.
     """
-    if tokens:
-        return head(CoOp(task.backbone), tokens, names)
-    return head(Template(task.backbone, [task.template]), {}, names)
-
-
-def check_names(task: Task, names: tuple[str, ...], tokens: Tokens) -> None:
-    """Raises InputError naming a class whose name gives no token, or too many for the context."""
     tower = task.backbone.text
     around = tower.split([task.template.format("")]).end.item()
-    context = tokens["text"].shape[0] if tokens else 0
     most = tower.room - tower.starts - max(CONTEXT_TOKENS, context, around) - 2
     for name in names:
         count = tower.split([name.replace("_", " ")]).end.item()

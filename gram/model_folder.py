@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 
 from gram.collection import Collection, reader_of
 from gram.inputs import loaded
-from gram.methods import TITLES, Task
+from gram.prompted import Task, sight_of
 from pipeline.clip.digest import backbone_digest
 from pipeline.errors import InputError
 
@@ -40,7 +40,9 @@ def _version(library: str) -> str:
 
 
 def _tensors(model: PromptClassifier) -> dict[str, torch.Tensor]:
-    found = {"matrix": model.matrix_, "features": model.features_}
+    found = {"features": model.features_}
+    if model.matrix_ is not None:
+        found["matrix"] = model.matrix_
     found |= {f"{TOKENS}{name}": rows for name, rows in model.tokens_.items()}
     if model.scores_ is not None:
         found["scores"] = torch.from_numpy(model.scores_)
@@ -59,7 +61,8 @@ def _config(model: PromptClassifier, weights: bytes) -> dict[str, Any]:
             "sha256": model.digest_,
         },
         "method": model.method_,
-        "title": TITLES[model.method_],
+        "title": model.title_,
+        "prompt": model.prompt_,
         "sentence": model.sentence_,
         "classes": model.classes_.tolist(),
         "template": model.template,
@@ -225,7 +228,8 @@ def load_model(
     model.method_, model.sentence_ = config["method"], config["sentence"]
     model.comparison_, model.folds_ = config["comparison"], config["folds"]
     model.temperature_ = config["temperature"]
-    model.matrix_, model.features_ = tensors["matrix"], tensors["features"]
+    model.title_, model.prompt_ = config["title"], config["prompt"]
+    model.matrix_, model.features_ = tensors.get("matrix"), tensors["features"]
     model.tokens_ = {
         name.removeprefix(TOKENS): rows for name, rows in tensors.items() if name.startswith(TOKENS)
     }
@@ -233,6 +237,7 @@ def load_model(
     model.held_out_ = None
     model.backbone_, model.place_, model.digest_ = tower, where, found
     model.task_ = Task(tower, tuple(config["classes"]), config["template"], None, config["seed"])
+    model.sight_ = sight_of(model.task_, model.prompt_, model.tokens_)
     model.collection_ = _collection(config["data"])
     model.targets_ = np.searchsorted(model.classes_, config["data"]["labels"])
     model.origin_ = folder.resolve()

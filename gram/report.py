@@ -15,8 +15,6 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
 from gram.choice import LEVEL
-from gram.looking import opened
-from gram.methods import TITLES
 from gram.trust import calibration, calibration_error, chances, set_threshold, sets, share_interval
 from pipeline.errors import InputError
 
@@ -83,14 +81,13 @@ def _wrong(model: PromptClassifier, guessed: np.ndarray) -> list[dict[str, Any]]
     found = []
     for row in np.flatnonzero(guessed != model.targets_)[:WRONG]:
         file = model.collection_.files[row]
-        picture = opened(file, lambda file=file: model.collection_.read(file))
         found.append(
             {
                 "file": file,
                 "label": model.classes_[model.targets_[row]],
                 "guessed": model.classes_[guessed[row]],
                 "chance": model.held_out_[row, guessed[row]],
-                "picture": thumbnail(picture),
+                "picture": thumbnail(model.collection_.picture(row)),
             }
         )
     return found
@@ -124,7 +121,6 @@ def write_report(model: PromptClassifier, path: Path) -> None:
     guessed = model.held_out_.argmax(axis=1) if measured else None
     page = template("report.html.j2").render(
         model=model,
-        titles=TITLES,
         level=LEVEL,
         figures=figures(model) if measured else None,
         classes=per_class(model, guessed) if measured else [],
@@ -153,7 +149,6 @@ def write_card(model: PromptClassifier, path: Path) -> None:
     )
     body = template("card.md.j2").render(
         model=model,
-        titles=TITLES,
         figures=figures(model) if model.held_out_ is not None else None,
         counts=Counter(model.collection_.labels),
         licence=named,

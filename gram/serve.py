@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from gram.commands import folder_name
 from gram.estimator import PromptClassifier
-from gram.looking import opened, test_features
+from gram.looking import opened
 from gram.report import template, thumbnail
 from gram.trust import sets
 from pipeline.artifacts import replacing
@@ -60,7 +60,7 @@ class Answers:
         """The likeliest classes, whether it is unsure, and the nearest pictures it learned from."""
         picture = checked(content)
         with self.one_at_a_time:
-            features = test_features(self.model.backbone_, [picture])
+            features = self.model.looked([picture])
         chances = self.model.probabilities(features)[0]
         order = np.argsort(-chances, kind="stable")[:TOP]
         mark = None if self.threshold is None else sets(chances[None], self.threshold)[0]
@@ -77,8 +77,7 @@ class Answers:
     def _learned(self, row: int) -> dict[str, Any]:
         pictures = self.model.collection_
         try:
-            file = pictures.files[row]
-            small = thumbnail(opened(file, lambda: pictures.read(file)))
+            small = thumbnail(pictures.picture(row))
         except (InputError, OSError, KeyError):
             small = None  # it is not where it lay any more
         return {"label": pictures.labels[row], "file": pictures.files[row], "picture": small}

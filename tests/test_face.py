@@ -720,9 +720,6 @@ def test_a_start_for_other_tokens_is_refused(own, start, tmp_path):
     save_start(Start("coop", 1, {"text": torch.zeros(4, 64)}, {}, "none"), tmp_path / "narrow")
     with pytest.raises(InputError, match="64 wide"):
         PromptClassifier(BACKBONE, start=tmp_path / "narrow").fit(own)
-    save_start(Start("vpt", 1, {"image": torch.zeros(4, 192)}, {}, "none"), tmp_path / "vpt")
-    with pytest.raises(InputError, match="is a start for 'vpt' prompts"):
-        PromptClassifier(BACKBONE, start=tmp_path / "vpt").fit(own)
 
 
 def test_minutes_leave_out_what_takes_too_long(own, start, tmp_path):

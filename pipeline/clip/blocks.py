@@ -85,7 +85,7 @@ def _residual_attention(
         q = F.linear(y[wanted], weight[:d], bias[:d]).view(n, 1, heads, -1).transpose(1, 2)
         x = x[wanted]
         mask = None if mask is None else mask[at].view(n, 1, 1, length)
-    mixed = attend(q, k, v, mask).transpose(1, 2).reshape(len(x), d)
+    mixed = attend(q, k, v, mask).transpose(1, 2).reshape(x.shape[0], d)
     x = x + block.ls_1(F.linear(mixed, block.attn.out_proj.weight, block.attn.out_proj.bias))
     x = x + block.ls_2(block.mlp(block.ln_2(x)))
     return x.view(n, -1, d)
@@ -95,7 +95,7 @@ def _block(block: nn.Module, x: Tensor, mask: Tensor | None, at: Tensor | None) 
     if type(block) is ResidualAttentionBlock:
         return _residual_attention(block, x, mask, at)
     x = block(x) if mask is None else block(x, attn_mask=mask)
-    return x if at is None else x[torch.arange(len(x), device=x.device), at].unsqueeze(1)
+    return x if at is None else x[torch.arange(x.shape[0], device=x.device), at].unsqueeze(1)
 
 
 def _in_form(twice: bool, recompute: bool, function, *arguments) -> Tensor:

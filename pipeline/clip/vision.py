@@ -74,7 +74,7 @@ class TransformerVision(VisionTower):
         m = self.module
         only_class = m.attn_pool is None and m.pool_type == "tok"
         at = (
-            torch.zeros(len(sequence), dtype=torch.long, device=sequence.device)
+            torch.zeros(sequence.shape[0], dtype=torch.long, device=sequence.device)
             if only_class
             else None
         )
