@@ -28,7 +28,7 @@ from pipeline.benchmarks.params import (
 )
 from pipeline.clip.params import BackboneParams
 from pipeline.clustering.params import Domains, Embed, Label, Topics
-from pipeline.episodes.params import Episodes, Labelled, Shots, Ways
+from pipeline.episodes.params import Episodes, Labelled, Share, Shots, TaskCount, Ways
 from pipeline.errors import InputError
 from pipeline.gram.params import (
     Count,
@@ -81,6 +81,9 @@ class Params(Section):
     ways: Ways
     support_shots: Shots
     query_shots: Shots
+    meta_seed: Seed
+    held_out_topics: Share
+    validation_tasks: TaskCount
     backbone: BackboneParams
     source: Source
     download: Download

@@ -1,14 +1,15 @@
 """Values in, one table out: queues an experiment for every combination, and puts their results side
 by side.
 
-    python -m pipeline.sweep queue alpha inner_lr=0.1,0.5,1.0 seed=1,2,3
+    python -m pipeline.sweep queue alpha inner_lr=0.1,0.5,1.0 meta_seed=1,2,3
     dvc queue start --jobs 2
     python -m pipeline.sweep table alpha
 
 `queue` checks every combination first, so that a misspelt key or a value out of range costs a
 second and not a night. Lists of values are DVC's own (`dvc exp run -S`): 1,2,3 or range(1,4). What
-follows `--` goes to `dvc exp run`, `--pull --allow-missing` for instance. `table` averages over
-seeds and gives their standard deviation.
+follows `--` goes to `dvc exp run`: `--pull --allow-missing` for instance, or `metatrain` to stop
+there and choose by the validation tasks. `table` averages over seeds and gives their standard
+deviation.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pipeline.schema import check
 from pipeline.stage import warn
 from pipeline.tracking.send import flat
 
-PARAMS, RESULTS = Path("params.yaml"), "data/metrics/results.json"
+PARAMS = Path("params.yaml")
 CSV = Path("-")  # standard output
 
 
@@ -133,15 +134,14 @@ def experiments(name: str, shown: list[dict]) -> list[dict[str, Any]]:
         data = experiment["revs"][0]["data"] or {}
         parameters = data.get("params", {}).get(PARAMS.name, {}).get("data", {})
         state = (experiment["executor"] or {}).get("state", "success")
-        figures = (
-            data.get("metrics", {}).get(RESULTS, {}).get("data", {}) if state == "success" else {}
-        )
+        # benchmarks' averages, and accuracy on validation tasks
+        files = data.get("metrics", {}).values() if state == "success" else ()
         found.append(
             {
                 "name": experiment["name"],
                 "state": state,
                 "parameters": dict(flat(parameters)),
-                "figures": dict(flat(figures)),
+                "figures": {k: v for file in files for k, v in flat(file.get("data", {}))},
             }
         )
     return sorted(found, key=lambda e: int(e["name"].rpartition("-")[2]))
@@ -262,9 +262,9 @@ def main() -> None:
     shown.add_argument(
         "--over",
         nargs="+",
-        default=["seed"],
+        default=["seed", "meta_seed"],
         metavar="KEY",
-        help="what is averaged over (default: seed)",
+        help="what is averaged over (default: seed and meta_seed)",
     )
     shown.add_argument(
         "--rev", default="HEAD", help="commit that the sweep began at (default: %(default)s)"

@@ -17,15 +17,25 @@ import polars as pl
 
 from pipeline.artifacts import fingerprint, read_table, resumable_folder
 from pipeline.clustering.schemas import DOMAINS, LABELS
-from pipeline.episodes.params import Episodes, Shots, Ways
-from pipeline.episodes.shards import write_shards
-from pipeline.episodes.tasks import Pool, draw, each_picture_once, rows_of
+from pipeline.episodes.params import Episodes, Share, Shots, TaskCount, Ways
+from pipeline.episodes.shards import write_split
+from pipeline.episodes.tasks import (
+    HeldOut,
+    Pool,
+    draw_split,
+    drawing_of,
+    each_picture_once,
+    rows_of,
+)
 from pipeline.pairs.reading import locate_pictures, read_image_features, read_pairs
 from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run, seed_number
 
 READS = {
     "seed": ("seed", Seed),
+    "meta_seed": ("meta_seed", Seed),
+    "held_out_topics": ("held_out_topics", Share),
+    "validation_tasks": ("validation_tasks", TaskCount),
     "ways": ("ways", Ways),
     "support_shots": ("support_shots", Shots),
     "query_shots": ("query_shots", Shots),
@@ -52,11 +62,14 @@ def main():
     cli.add_argument(
         "--seed",
         type=seed_number,
-        help="instead of the parameter `seed` (studies repeat a run with others)",
+        help=(
+            "of the training tasks, instead of the parameter `meta_seed` (studies repeat a run "
+            "with others)"
+        ),
     )
     args = cli.parse_args()
     p = load_params(args.params, READS, table=args.table, name=args.name)
-    seed = p.seed if args.seed is None else args.seed
+    seed = p.meta_seed if args.seed is None else args.seed
 
     names = read_table(args.labels, LABELS)["name"].to_pylist()
     unnamed = [topic for topic, name in enumerate(names) if name is None]  # they are no classes
@@ -74,26 +87,29 @@ def main():
         table["key"].to_list(),
         read_image_features(args.features, table["key"]),
     )
-    tasks = draw(
-        pool, p.episodes, ways=p.ways, shots=p.support_shots, queries=p.query_shots, seed=seed
-    )
-    shown = rows_of(tasks)
+    wanted = drawing_of(p.episodes, p.ways, p.support_shots, p.query_shots, seed)
+    split = draw_split(pool, wanted, HeldOut(p.held_out_topics, p.validation_tasks, p.seed))
+    tasks, validation = split
+    shown = rows_of([*tasks, *validation])
     names_in_shards, shards = table["picture"].to_list(), table["shard"].to_list()
     pictures = locate_pictures(args.shards, names_in_shards, shards, shown, progress)
     inputs = (args.domains, args.labels, args.features, args.pairs, args.shards)
     with resumable_folder(args.out, fingerprint((p, args.name, seed), *inputs)) as work:
-        write_shards(tasks, pool, pictures.read, work, progress)
+        write_split(split, pool, pictures.read, work, progress)
     used = len({int(t) for task in tasks for t in task.topics})
+    apart = len({int(t) for task in validation for t in task.topics})
     counts = {
         "tasks": len(tasks),
+        "validation_tasks": len(validation),
         "topics_used": used,
+        "topics_held_out": apart,
         "topics": len(names),
         "topics_without_name": len(unnamed),
         "pictures": len(shown),
     }
     words = (
         f"{args.name}: {len(tasks)} {p.ways}-way tasks from {used} of {len(names)} topics, "
-        f"{len(shown)} pictures"
+        f"{len(validation)} for validation from {apart} others, {len(shown)} pictures"
     )
     if unnamed:
         words += f"; {len(unnamed)} topics have no name and are left out"

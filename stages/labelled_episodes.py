@@ -14,14 +14,17 @@ from pathlib import Path
 
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.benchmarks.labelled import labelled_pictures, labelled_pool
-from pipeline.episodes.params import Episodes, Shots, Ways
-from pipeline.episodes.shards import write_shards
-from pipeline.episodes.tasks import draw, rows_of
+from pipeline.episodes.params import Episodes, Share, Shots, TaskCount, Ways
+from pipeline.episodes.shards import write_split
+from pipeline.episodes.tasks import HeldOut, draw_split, drawing_of, rows_of
 from pipeline.params import Seed, load_params
 from pipeline.stage import parser, progress, run, seed_number
 
 READS = {
     "seed": ("seed", Seed),
+    "meta_seed": ("meta_seed", Seed),
+    "held_out_topics": ("held_out_topics", Share),
+    "validation_tasks": ("validation_tasks", TaskCount),
     "ways": ("ways", Ways),
     "support_shots": ("support_shots", Shots),
     "query_shots": ("query_shots", Shots),
@@ -42,29 +45,31 @@ def main():
     cli.add_argument(
         "--seed",
         type=seed_number,
-        help="instead of the parameter `seed` (studies repeat a run with others)",
+        help=(
+            "of the training tasks, instead of the parameter `meta_seed` (studies repeat a run "
+            "with others)"
+        ),
     )
     args = cli.parse_args()
     p = load_params(args.params, READS, table=args.table, name=args.name)
-    seed = p.seed if args.seed is None else args.seed
+    seed = p.meta_seed if args.seed is None else args.seed
     pool = labelled_pool(args.labelled)
     # Without a domain shift, a dataset in one folder per class is enough.
     least_domains = 2 if p.episodes.support == "one_domain" else 1
-    tasks = draw(
-        pool,
-        p.episodes,
-        ways=p.ways,
-        shots=p.support_shots,
-        queries=p.query_shots,
-        seed=seed,
-        least_domains=least_domains,
-    )
+    wanted = drawing_of(p.episodes, p.ways, p.support_shots, p.query_shots, seed, least_domains)
+    split = draw_split(pool, wanted, HeldOut(p.held_out_topics, p.validation_tasks, p.seed))
+    tasks, validation = split
     with resumable_folder(args.out, fingerprint((p, args.name, seed), args.labelled)) as work:
-        write_shards(tasks, pool, labelled_pictures(args.labelled), work, progress)
-    counts = {"tasks": len(tasks), "classes": len(pool.names), "pictures": len(rows_of(tasks))}
+        write_split(split, pool, labelled_pictures(args.labelled), work, progress)
+    counts = {
+        "tasks": len(tasks),
+        "validation_tasks": len(validation),
+        "classes": len(pool.names),
+        "pictures": len(rows_of([*tasks, *validation])),
+    }
     return (
         f"{args.name}: {len(tasks)} {p.ways}-way tasks from {len(pool.names)} labelled classes, "
-        f"{counts['pictures']} pictures",
+        f"{len(validation)} for validation, {counts['pictures']} pictures",
         counts,
         args.metrics,
     )

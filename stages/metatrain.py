@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.artifacts import fingerprint, resumable_folder, write_json
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.errors import naming
@@ -23,17 +23,19 @@ from pipeline.gram.learn import LEARNING, learn_start, save_curve
 from pipeline.gram.params import Learning, MetaMethod
 from pipeline.gram.serving import MODEL, PACKAGES, SIGNATURE
 from pipeline.gram.train import Workplace
+from pipeline.gram.validation import COLUMNS
 from pipeline.params import Seed, load_params, settings_of
 from pipeline.prompts.starts import START_FILES, digest_of, save_start
 from pipeline.stage import first_process, parser, positive, run, warn
 from pipeline.tracking.journal import keep, model, point
 
 READS = {
-    "seed": ("seed", Seed),
+    "meta_seed": ("meta_seed", Seed),
     **LEARNING,
     "backbone": ("backbone", BackboneParams),
     "method": ("methods.meta.{name}", MetaMethod),
 }
+HEADLINE = "validation_accuracy"  # what `dvc exp show` has of a training
 TOO_EASY = 0.05  # nats: tasks solved before training teach neither θ nor φ anything
 
 
@@ -46,6 +48,11 @@ def arguments() -> argparse.Namespace:
         type=Path,
         required=True,
         help="folder for prompt.safetensors, regulator.safetensors, curve.csv",
+    )
+    cli.add_argument(
+        "--validation",
+        type=Path,
+        help="JSON: accuracy on validation tasks after adaptation, which trainings are compared by",
     )
     cli.add_argument(
         "--tasks-at-once",
@@ -72,7 +79,7 @@ def main():
         ) as work,
     ):
         place = Workplace(args.episodes, work, args.tasks_at_once, watch=point)
-        start, curve = learn_start(backbone, p.method, settings_of(Learning, p), p.seed, place)
+        start, curve = learn_start(backbone, p.method, settings_of(Learning, p), p.meta_seed, place)
         if first_process():
             save_start(start, work)
             save_curve(curve, work / "curve.csv")
@@ -83,6 +90,9 @@ def main():
         model(MODEL, SIGNATURE, folders, PACKAGES, tags={"start": digest_of(args.out)})
 
     figures = figures_of(curve)
+    judged = validation_figures(curve)
+    if args.validation and first_process():
+        write_json({args.name: {"validation": judged[HEADLINE]} if judged else {}}, args.validation)
     if figures["start_loss_first"] < TOO_EASY and first_process():
         warn(
             f"{args.name}: the query loss was {figures['start_loss_first']:.3f} before the first "
@@ -94,7 +104,13 @@ def main():
         f"{figures['start_loss_first']:.3f}; query loss {figures['query_loss_early']:.3f} in the "
         f"first tenth, {figures['query_loss_last']:.3f} in the last"
     )
-    return words, figures, args.metrics
+    if judged:
+        words += (
+            f"; on validation tasks {judged['validation_start_accuracy']:.1f}% before adaptation, "
+            f"{judged['validation_plain_accuracy']:.1f}% after it by plain gradients, "
+            f"{judged['validation_accuracy']:.1f}% as trained"
+        )
+    return words, figures | judged, args.metrics
 
 
 def figures_of(curve: list[dict]) -> dict[str, float]:
@@ -113,6 +129,16 @@ def figures_of(curve: list[dict]) -> dict[str, float]:
         "query_loss_last": last["query_loss"].mean(),
         "query_accuracy_last": 100 * last["query_accuracy"].mean(),
     }
+    return _short(figures)
+
+
+def validation_figures(curve: list[dict]) -> dict[str, float]:
+    """Of what was kept, on validation tasks: losses in nats, accuracies in percent; {} without."""
+    last = {name: curve[-1].get(name) for name in COLUMNS}
+    return _short({k: v and v * (100 if k.endswith("accuracy") else 1) for k, v in last.items()})
+
+
+def _short(figures: dict[str, float | None]) -> dict[str, float]:
     return {k: float(f"{v:.6g}") for k, v in figures.items() if v is not None}
 
 

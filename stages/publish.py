@@ -18,6 +18,7 @@ from pipeline.stage import parser, run
 
 READS = {
     "seed": ("seed", int),
+    "meta_seed": ("meta_seed", int),
     "backbone": ("backbone", BackboneParams),
     "method": ("methods.meta.{name}", MetaMethod),
     "titles": ("methods.titles", dict[str, str]),
@@ -54,6 +55,7 @@ def main():
                 "source": p.source,
                 "table": p.table,
                 "seed": p.seed,
+                "meta_seed": p.meta_seed,
                 "method": p.method.model_dump(),
             },
         )

@@ -17,7 +17,15 @@ from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.episodes import shards
 from pipeline.episodes.params import Episodes
 from pipeline.episodes.shards import read_episodes, write_shards
-from pipeline.episodes.tasks import Drawing, Pool, each_picture_once, sample_tasks
+from pipeline.episodes.tasks import (
+    Drawing,
+    HeldOut,
+    Pool,
+    draw_split,
+    drawing_of,
+    each_picture_once,
+    sample_tasks,
+)
 from pipeline.episodes.tasks import draw as draw_from
 from pipeline.errors import InputError
 
@@ -131,6 +139,72 @@ def test_too_few_topics_to_draw_from():
             match=f"only {len(names)} topics, but 'ways' is 2; lower 'ways', or make more topics",
         ):
             draw_from(pool, settings, ways=2, shots=1, queries=1, seed=0)
+
+
+def whole_pool(pool):
+    topic, domain, _ = pool
+    features = np.random.default_rng(1).normal(size=(len(topic), 8)).astype(np.float16)
+    keys = [f"k{i:04d}" for i in range(len(topic))]
+    return Pool(topic, domain, [f"name {t}" for t in range(TOPICS)], keys, features)
+
+
+def split(pool, share=0.25, seed=3, tasks=60, ways=3, confusable=0.5):
+    settings = Episodes(support="one_domain", tasks=tasks, confusable=confusable)
+    return draw_split(
+        whole_pool(pool), drawing_of(settings, ways, 4, 6, seed), HeldOut(share, 20, 1)
+    )
+
+
+def topics_of(tasks):
+    return {int(t) for task in tasks for t in task.topics}
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.25, 3), (0.5, 6), (0.01, 3)])
+def test_held_out_topics_are_in_no_training_task(pool, share, count):
+    """Whole topics, and with them all of their pictures; at least as many as a task has."""
+    training, validation = split(pool, share)
+    assert len(training) == 60 and len(validation) == 20
+    kept_apart = topics_of(validation)
+    assert len(kept_apart) == count and not kept_apart & topics_of(training)
+    assert topics_of(training) == set(range(TOPICS)) - kept_apart
+    topic = pool[0]
+    assert not {int(topic[row]) for task in training for row in task.rows} & kept_apart
+
+
+def test_other_training_tasks_are_judged_by_the_same_validation_tasks(pool):
+    (one, judged), (other, judged_alike) = split(pool, seed=3), split(pool, seed=4)
+    rows = lambda tasks: [task.rows.tolist() for task in tasks]
+    assert rows(judged) == rows(judged_alike) and rows(one) != rows(other)
+    # as many tasks as wanted do not change which topics are apart
+    assert topics_of(split(pool, tasks=5)[1]) == topics_of(judged)
+
+
+def test_nothing_held_out_is_what_was_drawn_before(pool):
+    training, validation = split(pool, share=0.0)
+    assert validation == [] and topics_of(training) == set(range(TOPICS))
+    settings = Episodes(support="one_domain", tasks=60, confusable=0.5)
+    before = draw_from(whole_pool(pool), settings, ways=3, shots=4, queries=6, seed=3)
+    assert [t.rows.tolist() for t in training] == [t.rows.tolist() for t in before]
+
+
+def test_too_few_topics_to_hold_some_out(pool):
+    with pytest.raises(
+        InputError,
+        match="only 12 topics give tasks, but 'held_out_topics' keeps 7 of them.*set "
+        "'held_out_topics' to 0",
+    ):
+        split(pool, ways=7)
+    with pytest.raises(InputError, match="only 12 of 12 topics have.*but 'ways' is 13|only 12"):
+        split(pool, ways=13)
+
+
+def test_validation_tasks_have_shards_of_their_own(pool, tmp_path):
+    both = split(pool, tasks=7)
+    shards.write_split(both, whole_pool(pool), lambda rows: [b"jpeg"] * len(rows), tmp_path, silent)
+    for folder, tasks in zip((tmp_path, tmp_path / "validation"), both, strict=True):
+        assert [e.names for e in read_episodes(folder)] == [
+            tuple(f"name {t}" for t in task.topics) for task in tasks
+        ]
 
 
 def silent(items, label, total=None):

@@ -164,6 +164,7 @@ def test_meta_training_gets_each_of_its_settings():
     assert found.inner.input_scale == "rms" and found.outer == OUTER
     assert (found.outer_lr, found.regulator_lr) == (0.01, 0.07)
     assert (found.batch, found.steps) == (6, 11)
+    assert found.judged == found.inner
 
 
 def test_an_entry_s_own_values_come_before_the_common_ones():

@@ -30,10 +30,10 @@ from pipeline.errors import InputError
 from pipeline.gram import batch as batching
 from pipeline.gram import train as loop
 from pipeline.gram.batch import load_batch
-from pipeline.gram.learn import learn_start
+from pipeline.gram.learn import learn_start, training_of
 from pipeline.gram.meta import InnerStep
 from pipeline.gram.params import Learning, MetaMethod, Outer, Regulator
-from pipeline.gram.regulator import initial_phi
+from pipeline.gram.regulator import initial_phi, regulate
 from pipeline.gram.train import Training, Workplace, meta_step, meta_train, schedule
 from pipeline.prompts import METHODS
 
@@ -61,11 +61,11 @@ def jpeg(rng, name):
     return file.getvalue()
 
 
-def write_episodes(folder, spoiled=()):
+def write_episodes(folder, spoiled=(), seed=0):
     """3-way tasks with random picture features: hard, so that there is something to learn.
     `spoiled` ones hold a NaN.
     """
-    rng, schema = np.random.default_rng(0), episodes_schema(128)
+    rng, schema = np.random.default_rng(seed), episodes_schema(128)
     rows, pictures = [], []
     for task in range(TASKS):
         names = rng.choice(NAMES, WAYS, replace=False)
@@ -92,6 +92,14 @@ def write_episodes(folder, spoiled=()):
 @pytest.fixture(scope="module")
 def episodes(tmp_path_factory):
     return write_episodes(tmp_path_factory.mktemp("episodes"))
+
+
+@pytest.fixture(scope="module")
+def judged_episodes(tmp_path_factory):
+    """Training tasks, and the same number of others for validation."""
+    folder = write_episodes(tmp_path_factory.mktemp("judged"))
+    write_episodes(folder / "validation", seed=1)
+    return folder
 
 
 class Stop(Exception):
@@ -311,8 +319,11 @@ save_file(t.tensors_of(theta, phi), out / f"rank{{os.environ['RANK']}}.safetenso
 
 
 @pytest.mark.whole
-def test_two_processes_do_what_one_does(method, episodes, tmp_path):
-    """SGD without clipping, so that what θ and φ moved by shows the meta-gradients' size."""
+def test_two_processes_do_what_one_does(method, judged_episodes, tmp_path):
+    """SGD without clipping, so that what θ and φ moved by shows the meta-gradients' size. They
+    share the validation tasks, too.
+    """
+    episodes = judged_episodes
     script = tmp_path / "two.py"
     script.write_text(
         TORCHRUN.format(tests=str(ROOT / "tests"), episodes=str(episodes), out=str(tmp_path))
@@ -491,6 +502,138 @@ def test_an_entry_s_own_rate_and_steps_replace_the_common_ones(backbone, episode
     assert equal(learn(0.5, inner_lr_factor=0.2)[0], learn(0.1)[0])
     assert equal(learn(0.1, 0.002, outer_lr_factor=5.0)[0], learn(0.1)[0])
     assert not equal(learn(0.7)[0], learn(0.1)[0]) and not equal(learn(0.1, 0.05)[0], learn(0.1)[0])
+
+
+LEARNED = Learning(
+    context_tokens=4,
+    inner_lr=0.1,
+    inner_steps=2,
+    regulator=Regulator(input_scale="rms", bias=2.0, weight_std=0.0, bias_per_token=False),
+    outer=outer(),
+    outer_lr=0.01,
+    regulator_lr=0.01,
+    meta_batch=4,
+    meta_steps=2,
+)
+VALIDATION = ("validation_start", "validation_plain", "validation")
+
+
+def seen_on_validation(method, folder, theta, phi, inner):
+    """Task by task and by hand: (loss, accuracy) at θ, after plain steps and after regulated."""
+    rows = []
+    for task in read_episodes(folder / "validation", method.sees_pixels):
+        batch, row = load_batch(method, [task]), []
+        for regulator in (None, {}, phi):
+            tokens = {k: v.detach()[None].requires_grad_() for k, v in theta.items()}
+            for _ in range(inner.steps if regulator is not None else 0):
+                logits = method.logits(tokens, batch.classes, batch.support)
+                loss = F.cross_entropy(logits[0], batch.support_labels[0])
+                found = torch.autograd.grad(loss, list(tokens.values()))
+                step = regulate(regulator, dict(zip(tokens, found)), inner.input_scale)
+                tokens = {
+                    k: (v - inner.lr * step[k]).detach().requires_grad_() for k, v in tokens.items()
+                }
+            logits = method.logits(tokens, batch.classes, batch.query)[0]
+            labels = batch.query_labels[0]
+            row.append(F.cross_entropy(logits, labels).item())
+            row.append((logits.argmax(dim=1) == labels).float().mean().item())
+        rows.append(row)
+    names = [f"{state}_{what}" for state in VALIDATION for what in ("loss", "accuracy")]
+    return dict(zip(names, np.mean(rows, axis=0)))
+
+
+def validated(row):
+    return {k: v for k, v in row.items() if k.startswith("validation")}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "at_once", "inner"),
+    [("coop", None, INNER), ("coop", 2, InnerStep(0.05, 3, True, "none")), ("vpt", 1, INNER)],
+    ids=["coop", "three steps", "vpt"],
+)
+def test_validation_tasks_say_what_they_say_by_hand(
+    backbone, judged_episodes, tmp_path, prompt, at_once, inner
+):
+    """Before the first step, and after the last; nothing of it is trained on."""
+    method = METHODS[prompt](backbone)
+    changes = {"steps": 2, "batch": 2, "inner": inner, "at_once": at_once}
+    theta, phi, curve = train(method, judged_episodes, tmp_path, **changes)
+    for row, at in ((curve[0], start(method)), (curve[-1], (theta, phi))):
+        expected = seen_on_validation(method, judged_episodes, *at, inner)
+        assert validated(row) == pytest.approx(expected, rel=1e-4)
+    assert curve[0]["validation_loss"] != curve[0]["validation_plain_loss"]
+
+
+def test_looking_at_validation_tasks_teaches_nothing(method, episodes, judged_episodes, tmp_path):
+    looked = train(method, judged_episodes, tmp_path / "a", outer=outer(validate_every=3))
+    blind = train(method, episodes, tmp_path / "b")
+    assert equal(tensors_of(*looked[:2]), tensors_of(*blind[:2]))
+    seen = [row["step"] for row in looked[2] if validated(row)]
+    assert seen == [0, 3, 6, 9]
+    assert not any(validated(row) for row in blind[2])
+
+
+def test_without_a_regulator_both_adaptations_are_one(method, judged_episodes, tmp_path):
+    curve = train(method, judged_episodes, tmp_path, steps=1, regulated=False)[2]
+    row = validated(curve[-1])
+    assert row["validation_loss"] == row["validation_plain_loss"] != row["validation_start_loss"]
+
+
+def test_a_pre_training_is_judged_by_what_an_inner_step_would_make_of_it():
+    common = training_of(MetaMethod(prompt="coop", episodes="e", algorithm="pretrain"), LEARNED)
+    assert common.inner.steps == 0 and common.judged.steps == LEARNED.inner_steps
+    assert common.criterion == "validation_start_loss"
+    gram = training_of(MetaMethod(prompt="coop", episodes="e"), LEARNED)
+    assert gram.judged == gram.inner and gram.criterion == "validation_loss"
+
+
+def test_the_average_is_that_of_the_second_half_of_theta_and_of_phi(
+    method, judged_episodes, tmp_path
+):
+    theta, phi, curve = train(
+        method, judged_episodes, tmp_path / "kept", steps=3, outer=outer(keep="average")
+    )
+    found = [
+        tensors_of(*train(method, judged_episodes, tmp_path / str(n), steps=n)[:2]) for n in (2, 3)
+    ]
+    expected = {k: torch.stack([state[k] for state in found]).mean(dim=0) for k in found[0]}
+    assert any(k.startswith("phi/") for k in expected)
+    assert_close(tensors_of(theta, phi), expected, 1e-5)
+    assert any(not torch.equal(expected[k], found[-1][k]) for k in expected if "phi/" in k)
+    by_hand = seen_on_validation(method, judged_episodes, theta, phi, INNER)
+    assert validated(curve[-1]) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_best_is_what_validation_tasks_like_most(method, judged_episodes, tmp_path):
+    """A rate at which tokens are soon as good as they get, and worse again."""
+    changes = {"steps": 7, "outer_lr": 0.5, "regulator_lr": 0.5}
+    every = {"outer": outer(keep="best", validate_every=1)}
+    theta, phi, curve = train(method, judged_episodes, tmp_path / "best", **changes, **every)
+    last = train(
+        method, judged_episodes, tmp_path / "last", **changes, outer=outer(validate_every=1)
+    )
+    best = min(last[2], key=lambda row: row["validation_loss"])
+    assert 0 < best["step"] < 6  # else this test shows nothing
+    assert validated(curve[-1]) == validated(best)
+    changes["steps"] = best["step"]
+    at_best = train(method, judged_episodes, tmp_path / "at", **changes)
+    assert equal(tensors_of(theta, phi), tensors_of(*at_best[:2]))
+    assert not equal(tensors_of(theta, phi), tensors_of(*last[:2]))
+
+
+@pytest.mark.parametrize("keep", ["best", "average"])
+def test_resumed_training_keeps_the_same(method, judged_episodes, tmp_path, keep):
+    changes = {"outer": outer(keep=keep, validate_every=2), "outer_lr": 0.2}
+    whole = train(method, judged_episodes, tmp_path / "a", **changes)
+    with pytest.raises(Stop):  # the checkpoint is at step 6, in the second half
+        train(method, judged_episodes, tmp_path / "b", stop=8, **changes)
+    again = train(method, judged_episodes, tmp_path / "b", **changes)
+    assert equal(tensors_of(*whole[:2]), tensors_of(*again[:2])) and whole[2] == again[2]
+
+
+def test_the_best_of_nothing_is_refused(method, episodes, tmp_path):
+    with pytest.raises(InputError, match="holds no validation tasks.*'held_out_topics'.*average"):
+        train(method, episodes, tmp_path, outer=outer(keep="best"))
 
 
 def test_agreement_columns(method, episodes, tmp_path):

@@ -126,10 +126,11 @@ def make_params(top: Path) -> None:
     """
     yaml = YAML()
     p = yaml.load(ROOT / "params.yaml")
-    p |= {"ways": 3, "support_shots": 2, "query_shots": 2, "meta_batch": 2, "meta_steps": 2}
+    p |= {"ways": 2, "support_shots": 2, "query_shots": 2, "meta_batch": 2, "meta_steps": 2}
     p |= {"inner_lr": 0.5, "outer_lr": 0.1, "regulator_lr": 0.1, "context_tokens": 4}
     p["backbone"] = {"path": str(top / "backbone")}
-    p["outer"].update(optimiser="sgd", measure_every=2, clip_norm=100.0)
+    p["outer"].update(optimiser="sgd", measure_every=2, validate_every=1, clip_norm=100.0)
+    p["validation_tasks"] = 3
     p["regulator"]["weight_std"] = 0.02
     learned = {"direct": DIRECT, "meta": {name: method | GRAM for name, method in META.items()}}
     p["methods"] = {"zero_shot": {"clip": {}}, **learned}

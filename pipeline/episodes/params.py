@@ -10,6 +10,9 @@ from pipeline.params import Section
 
 Ways = Annotated[int, Field(ge=2)]
 Shots = Annotated[int, Field(ge=1)]
+# share of the topics that no training task has; validation tasks are drawn from them
+Share = Annotated[float, Field(ge=0, lt=1)]
+TaskCount = Annotated[int, Field(ge=1)]
 
 
 class Episodes(Section):
@@ -17,7 +20,7 @@ class Episodes(Section):
 
     # the paper's domain shift, or its ablation without
     support: Literal["one_domain", "all_domains"]
-    tasks: Annotated[int, Field(ge=1)]  # a longer meta-training passes over them again
+    tasks: TaskCount  # a longer meta-training passes over them again
     # share of tasks whose topics all lie near one another
     confusable: Annotated[float, Field(ge=0, le=1)]
 

@@ -30,6 +30,7 @@ from pipeline.stage import workers
 
 # of features and pictures: few enough files for any number of tasks, each quickly made again
 SHARD_BYTES = 256e6
+VALIDATION = "validation"  # folder of the validation tasks' shards, beside the training tasks'
 SIZED_BY = 16  # tasks that a shard's number of tasks is reckoned from
 
 
@@ -133,6 +134,22 @@ def write_shards(
     finally:
         # an error or interruption waits for the shards under way, not for all
         threads.shutdown(cancel_futures=True)
+
+
+def write_split(
+    split: tuple[Sequence[Task], Sequence[Task]],
+    pool: Pool,
+    read_pictures: ReadPictures,
+    work: Path,
+    progress,
+) -> None:
+    """Writes the shards of training tasks to `work`, and those of validation tasks, if there are
+    any, to their folder in it.
+    """
+    for tasks, folder in zip(split, (work, work / VALIDATION), strict=True):
+        if tasks:
+            folder.mkdir(exist_ok=True)
+            write_shards(tasks, pool, read_pictures, folder, progress)
 
 
 def read_episodes(folder: Path, pictures: bool = False, skip: int = 0) -> Iterator[Episode]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -29,6 +29,8 @@ class Pool:
     keys: Sequence[str]
     features: np.ndarray
 
+
+HELD_OUT = 1  # beside the seed: the choice of topics is another stream than the tasks'
 
 ReadPictures = Callable[[np.ndarray], list[bytes]]  # rows of a pool → the files of its pictures
 
@@ -124,19 +126,26 @@ class Drawing:
 
 
 def sample_tasks(
-    topic: np.ndarray, domain: np.ndarray, nearest: np.ndarray, wanted: Drawing
+    topic: np.ndarray,
+    domain: np.ndarray,
+    nearest: np.ndarray,
+    wanted: Drawing,
+    allowed: Collection[int] | None = None,
 ) -> list[Task]:
     """Draws tasks (§3.3, "Automatic Meta-Training Task Generation").
 
     Args:
         topic, domain: (n,) cluster of every picture; no outliers. nearest: (L, L) topics in order
-        of nearness to each topic, itself first.
+        of nearness to each topic, itself first. allowed: the topics that may be classes; None: all
+        that are large enough.
 
     Raises:
         InputError if fewer than `wanted.ways` topics are large enough.
     """
     ways, shots, queries = wanted.ways, wanted.shots, wanted.queries
     usable = usable_topics(topic, domain, shots, queries, wanted.least_domains)
+    if allowed is not None:
+        usable = {t: domains for t, domains in usable.items() if t in allowed}
     if len(usable) < ways:
         raise InputError(
             f"only {len(usable)} of {len(np.unique(topic))} topics have {shots} + {queries} "
@@ -202,36 +211,90 @@ def draw(
     seed: int,
     least_domains: int = 2,
 ) -> list[Task]:
-    """`sample_tasks` from a pool; topics are near each other if their mean features are.
+    """`sample_tasks` from a whole pool; topics are near each other if their mean features are.
 
     Raises InputError if there are fewer than `ways` topics with a name.
     """
+    wanted = drawing_of(settings, ways, shots, queries, seed, least_domains)
+    return draw_split(pool, wanted, HeldOut(0.0, 1, seed))[0]
+
+
+def drawing_of(
+    settings: Episodes, ways: int, shots: int, queries: int, seed: int, least_domains: int = 2
+) -> Drawing:
+    """What an entry of `episodes:` asks for."""
+    return Drawing(
+        tasks=settings.tasks,
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        one_domain=settings.support == "one_domain",
+        confusable=settings.confusable,
+        seed=seed,
+        least_domains=least_domains,
+    )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is kept apart for validation.
+
+    Attributes:
+        share: of the topics that give tasks; at least `ways` of them, none if it is 0.
+        tasks: validation tasks. seed: of the choice of topics, and of these tasks; not that of the
+            training tasks, so that trainings on tasks drawn anew are judged alike.
+    """
+
+    share: float
+    tasks: int
+    seed: int
+
+
+def held_out_topics(usable: Sequence[int], ways: int, held: HeldOut) -> list[int]:
+    """The topics that no training task may have: a random share, but enough for a task.
+
+    Raises InputError if too few would be left to draw training tasks from.
+    """
+    if not held.share:
+        return []
+    count = max(ways, round(held.share * len(usable)))
+    if len(usable) - count < ways:
+        raise InputError(
+            f"only {len(usable)} topics give tasks, but 'held_out_topics' keeps {count} of them "
+            f"for validation (a task has {ways}) and as many at least must be left; make more "
+            "topics, lower 'ways', or set 'held_out_topics' to 0 to train without validation"
+        )
+    rng = np.random.default_rng((held.seed, HELD_OUT))
+    return sorted(rng.choice(np.array(sorted(usable)), count, replace=False).tolist())
+
+
+def draw_split(pool: Pool, wanted: Drawing, held: HeldOut) -> tuple[list[Task], list[Task]]:
+    """Training tasks, and validation tasks of the same kind from topics that no training task has;
+    none of these if nothing is held out.
+
+    Raises InputError if there are fewer than `ways` topics with a name, or too few for both.
+    """
     named = sum(name is not None for name in pool.names)
-    if named < ways:
+    if named < wanted.ways:
         without = len(pool.names) - named
         raise InputError(
             f"there are only {named} topics{f' with a name ({without} without)' * bool(without)}, "
-            f"but 'ways' is {ways}; lower 'ways', or make more topics "
+            f"but 'ways' is {wanted.ways}; lower 'ways', or make more topics "
             "('topics.min_cluster_size'); what the label stage says may help too"
         )
     centres = mean_features(pool)
     similarity = centres @ centres.T
     np.fill_diagonal(similarity, np.inf)
-    return sample_tasks(
-        pool.topic,
-        pool.domain,
-        np.argsort(-similarity, axis=1, kind="stable"),
-        Drawing(
-            tasks=settings.tasks,
-            ways=ways,
-            shots=shots,
-            queries=queries,
-            one_domain=settings.support == "one_domain",
-            confusable=settings.confusable,
-            seed=seed,
-            least_domains=least_domains,
-        ),
-    )
+    nearest = np.argsort(-similarity, axis=1, kind="stable")
+    sizes = wanted.shots, wanted.queries, wanted.least_domains
+    usable = set(usable_topics(pool.topic, pool.domain, *sizes))
+    # too few of them for one task: drawing says so
+    apart = held_out_topics(sorted(usable), wanted.ways, held) if len(usable) >= wanted.ways else []
+    training = sample_tasks(pool.topic, pool.domain, nearest, wanted, usable - set(apart))
+    if not apart:
+        return training, []
+    judged = replace(wanted, tasks=held.tasks, seed=held.seed)
+    return training, sample_tasks(pool.topic, pool.domain, nearest, judged, apart)
 
 
 def rows_of(tasks: Sequence[Task]) -> np.ndarray:

@@ -10,34 +10,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.artifacts import replacing
-from pipeline.gram.regulator import Phi
-from pipeline.prompts.base import Tokens
+from pipeline.gram.validation import Kept
 
 
 def save_checkpoint(
-    path: Path,
-    theta: Tokens,
-    phi: Phi,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    curve: list[dict],
+    path: Path, kept: Kept, optimiser: torch.optim.Optimizer, step: int, curve: list[dict]
 ) -> None:
-    tensors = {f"theta/{k}": v for k, v in theta.items()} | {f"phi/{k}": v for k, v in phi.items()}
+    """θ and φ as they are trained and as they are kept, the optimiser's state, the curve."""
+    tensors = kept.leaves | {f"kept/{k}": v for k, v in kept.values.items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{k}": v for k, v in state.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve)})
+        about = {"step": step, "curve": curve, "count": kept.count, "figures": kept.figures}
+        save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in about.items()})
 
 
 def load_checkpoint(
-    path: Path, theta: Tokens, phi: Phi, optimiser: torch.optim.Optimizer
+    path: Path, kept: Kept, optimiser: torch.optim.Optimizer
 ) -> tuple[int, list[dict]]:
-    """Fills θ, φ and the optimiser in place; returns the number of steps done and the curve so
-    far.
+    """Fills θ, φ, what is kept of them and the optimiser in place; returns the number of steps
+    done and the curve so far.
     """
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        metadata = {k: json.loads(v) for k, v in file.metadata().items()}
         state: dict[int, dict] = {}
         with torch.no_grad():
             for name in file.keys():
@@ -45,8 +41,11 @@ def load_checkpoint(
                 if kind == "optimiser":
                     index, _, field = rest.partition("/")
                     state.setdefault(int(index), {})[field] = file.get_tensor(name)
+                elif kind == "kept":
+                    kept.values[rest] = file.get_tensor(name).to(kept.leaves[rest].device)
                 else:
-                    (theta if kind == "theta" else phi)[rest].copy_(file.get_tensor(name))
+                    kept.leaves[name].copy_(file.get_tensor(name))
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
-    return int(metadata["step"]), json.loads(metadata["curve"])
+    kept.count, kept.figures = metadata["count"], metadata["figures"]
+    return metadata["step"], metadata["curve"]

@@ -4,6 +4,7 @@ meta-learned.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -36,19 +37,20 @@ def initial_tokens(
 
 def training_of(method: MetaMethod, settings: Learning) -> Training:
     """The common settings with the method's own factors and number of steps."""
-    inner = InnerStep(
+    judged = InnerStep(
         settings.inner_lr * method.inner_lr_factor,
-        settings.inner_steps if method.algorithm == "gram" else 0,
+        settings.inner_steps,
         method.order == "second",
         settings.regulator.input_scale,
     )
     return Training(
-        inner,
+        judged if method.algorithm == "gram" else replace(judged, steps=0),
         settings.outer,
         outer_lr=settings.outer_lr * method.outer_lr_factor,
         regulator_lr=settings.regulator_lr,
         batch=settings.meta_batch,
         steps=method.steps or settings.meta_steps,
+        judged=judged,
     )
 
 

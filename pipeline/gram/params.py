@@ -84,6 +84,11 @@ class Outer(Part):
     recompute: bool  # keep blocks' inputs only and run them again backwards: less memory, more time
     # meta-steps between looks at the loss before adaptation and at the gradients' agreement
     measure_every: Count
+    # meta-steps between looks at the validation tasks; it reruns the stage, as `keep: best` chooses
+    # among these looks
+    validate_every: Count = 30
+    # the last θ and φ, the best on validation tasks, or the mean over the second half of training
+    keep: Literal["last", "best", "average"] = "last"
     checkpoint_every: Annotated[Count, SAME_BYTES]  # meta-steps
 
 

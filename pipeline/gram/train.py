@@ -6,20 +6,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline.clip.blocks import recomputed_activations
 from pipeline.device import within_memory
 from pipeline.episodes.shards import Episode
 from pipeline.errors import InputError, naming
 from pipeline.gram import parallel
 from pipeline.gram.batch import Batch, batches, load_batch, read_ahead
 from pipeline.gram.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.gram.forward import forward_settings
 from pipeline.gram.meta import (
     Agreement,
     InnerStep,
@@ -30,6 +29,7 @@ from pipeline.gram.meta import (
 )
 from pipeline.gram.params import Outer
 from pipeline.gram.regulator import Phi
+from pipeline.gram.validation import Kept, Validation, require_tasks, validation_of
 from pipeline.prompts.base import PromptMethod, Tokens
 from pipeline.stage import progress, unwatched
 
@@ -58,6 +58,7 @@ class Training:
         inner, outer: the two loops of Algorithm 1.
         outer_lr, regulator_lr: rates of θ and φ (Eq 8–9), before `outer.schedule`.
         batch: tasks of a meta-step, over all processes of `torchrun`. steps: meta-steps.
+        judged: how validation tasks are adapted to; None: as in training.
     """
 
     inner: InnerStep
@@ -66,6 +67,12 @@ class Training:
     regulator_lr: float
     batch: int
     steps: int
+    judged: InnerStep | None = None
+
+    @property
+    def criterion(self) -> str:
+        """The validation figure that training lowers: without an inner step, that of θ itself."""
+        return "validation_loss" if self.inner.steps else "validation_start_loss"
 
 
 @dataclass(frozen=True)
@@ -86,16 +93,6 @@ class Workplace:
     at_once: int | None = None
     progress: Callable = progress
     watch: Callable = unwatched
-
-
-@contextmanager
-def forward_settings(device: torch.device, outer: Outer):
-    """Precision and memory of the forward passes, as `outer` says."""
-    with (
-        torch.autocast(device.type, torch.bfloat16, enabled=outer.precision == "bf16"),
-        recomputed_activations(outer.recompute),
-    ):
-        yield
 
 
 def schedule(step: int, steps: int, kind: str) -> float:
@@ -279,43 +276,95 @@ def meta_train(
     method: PromptMethod, theta: Tokens, phi: Phi, settings: Training, place: Workplace
 ) -> list[dict]:
     """Learns θ and φ in place (Algorithm 1): steps on the meta-gradients of batches of tasks (Eq
-    8–9).
+    8–9). In the end they are what `outer.keep` says.
 
     Args:
         theta, phi: leaves that require gradients; {} as φ is the identity regulator.
 
     Returns:
-        One row of `COLUMNS` per meta-step; what was not measured at a step is null.
+        One row of `COLUMNS` per meta-step; what was not measured at a step is null. A row also has
+        what validation tasks said before that step, if they were looked at
+        (`validation.COLUMNS`); the last one has what they say of what is kept.
 
     Raises:
         InputError naming the tasks if a loss or gradient is not finite.
     """
-    shares = _shares(method, settings.batch, place.at_once)
-    optimiser, outer = optimiser_of(theta, phi, settings), settings.outer
+    shares, outer = _shares(method, settings.batch, place.at_once), settings.outer
+    require_tasks(outer.keep, place.episodes)
+    validate = _validation(method, settings, place)
+    optimiser, kept = (
+        optimiser_of(theta, phi, settings),
+        Kept(outer.keep, theta, phi, settings.steps),
+    )
     checkpoint, done, curve = place.work / "checkpoint.safetensors", 0, []
     if checkpoint.exists():
-        done, curve = load_checkpoint(checkpoint, theta, phi, optimiser)
+        done, curve = load_checkpoint(checkpoint, kept, optimiser)
     bar = place.progress(range(done, settings.steps), "meta-steps")
     tasks = batches(place.episodes, settings.batch, done, method.sees_pixels)
     for step, read in zip(bar, read_ahead(method, tasks, shares), strict=False):
+        seen = validate(theta, phi) if step % outer.validate_every == 0 else {}
+        if seen:
+            kept.judged(seen, settings.criterion)
         with naming(f"{place.episodes}: at meta-step {step}", ", "), within_memory(LESS):
             loaded, measure = [load_batch(method, *share) for share in read], outer.measure_every
             found = meta_step(
                 method, theta, phi, loaded, settings.inner, outer, step % measure == 0
             )
-        norms = {
-            "theta_norm": _clipped(theta, found.theta, outer.clip_norm),
-            "phi_norm": _clipped(phi, found.phi, outer.clip_norm),
-        }
-        for group in optimiser.param_groups:
-            group["lr"] = group["base_lr"] * schedule(step, settings.steps, outer.schedule)
-        optimiser.step()
+        norms = _stepped(theta, phi, found, optimiser, settings, step)
+        kept.stepped(step + 1)
         figures = found.figures | norms | {"step": step}
-        curve.append({name: figures.get(name) for name in COLUMNS})
+        curve.append({name: figures.get(name) for name in COLUMNS} | seen)
         place.watch(**curve[-1])
         bar.set_postfix(query_loss=f"{figures['query_loss']:.3f}")
         if (step + 1) % outer.checkpoint_every == 0:
             if parallel.rank() == 0:
-                save_checkpoint(checkpoint, theta, phi, optimiser, step + 1, curve)
+                save_checkpoint(checkpoint, kept, optimiser, step + 1, curve)
             parallel.wait()
+    concluded = _concluded(theta, phi, kept, validate, settings)
+    place.watch(settings.steps, **concluded)
+    curve[-1] |= concluded
     return curve
+
+
+def _validation(method: PromptMethod, settings: Training, place: Workplace) -> Callable:
+    """(θ, φ) → what validation tasks say of them."""
+    processes = parallel.join(method.backbone.device)[1]
+    at_once = place.at_once or (1 if method.sees_pixels else settings.batch // processes)
+    folder, inner = validation_of(place.episodes), settings.judged or settings.inner
+    validation = Validation(folder, inner, settings.outer, at_once)
+
+    def validate(theta: Tokens, phi: Phi) -> dict[str, float]:
+        with naming(str(folder), ": "), within_memory(LESS):
+            return validation(method, theta, phi)
+
+    return validate
+
+
+def _stepped(
+    theta: Tokens,
+    phi: Phi,
+    found: Found,
+    optimiser: torch.optim.Optimizer,
+    settings: Training,
+    step: int,
+) -> dict[str, float]:
+    """Eq 8–9 at a meta-step; the lengths of the gradients."""
+    outer = settings.outer
+    norms = {
+        "theta_norm": _clipped(theta, found.theta, outer.clip_norm),
+        "phi_norm": _clipped(phi, found.phi, outer.clip_norm),
+    }
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * schedule(step, settings.steps, outer.schedule)
+    optimiser.step()
+    return norms
+
+
+def _concluded(
+    theta: Tokens, phi: Phi, kept: Kept, validate: Callable, settings: Training
+) -> dict[str, float]:
+    """Makes θ and φ what is kept; what validation tasks say of that."""
+    if kept.kind == "best":
+        kept.judged(validate(theta, phi), settings.criterion)
+    kept.put()
+    return kept.figures or validate(theta, phi)
