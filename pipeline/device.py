@@ -56,6 +56,19 @@ def at_once(default: int) -> int:
     return workers("PICTURES_AT_ONCE", default)
 
 
+# Pixels that pass through a vision tower together. A processor's thread is fastest while what a
+# convolutional tower makes of them stays near its cache; a GPU needs many to be busy.
+OF_A_THREAD, OF_A_GPU = 4 * 224**2, 256 * 224**2
+
+
+def pictures_at_once(view: Tensor, target: torch.device, most: int) -> int:
+    """How many views like this (3, h, w) one the device takes best, `most` at most;
+    PICTURES_AT_ONCE is heeded.
+    """
+    fit = OF_A_THREAD * torch.get_num_threads() if target.type == "cpu" else OF_A_GPU
+    return at_once(min(most, max(1, fit // (view.shape[-2] * view.shape[-1]))))
+
+
 FEWER_PICTURES = "set the environment variable PICTURES_AT_ONCE to fewer than {}"
 
 

@@ -4,13 +4,14 @@ named.
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from pipeline.clip.backbone import load_backbone, text_features
+from pipeline.clip.backbone import image_features, load_backbone, text_features
 from pipeline.errors import InputError
 from pipeline.prompts.coop import CoOp
 from pipeline.prompts.template import Template
@@ -71,6 +72,29 @@ def test_nothing_requires_gradients_and_features_have_unit_length(backbone):
 @pytest.fixture
 def copy(tmp_path):
     return shutil.copytree(BACKBONE, tmp_path / "backbone")
+
+
+@pytest.mark.parametrize(
+    ("side", "threads", "most", "expected"),
+    [(224, 1, 256, 4), (224, 2, 256, 8), (448, 1, 256, 1), (48, 1, 256, 87), (48, 1, 64, 64)],
+)
+def test_pictures_at_once_suit_cache_and_size(backbone, monkeypatch, side, threads, most, expected):
+    """A convolutional tower at 224 pixels is twice as slow with 256 pictures at once as with 4."""
+    monkeypatch.delenv("PICTURES_AT_ONCE", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    sizes = []
+
+    class Model:
+        def encode_image(self, pixels, normalize):
+            sizes.append(len(pixels))
+            return pixels.mean((2, 3))
+
+    views = [torch.full((3, side, side), float(n)) for n in range(expected + 1)]
+    found = image_features(replace(backbone, model=Model()), views, most)
+    assert sizes == [expected, 1] and found[:, 0].tolist() == list(range(expected + 1))
+    monkeypatch.setenv("PICTURES_AT_ONCE", "3")
+    image_features(replace(backbone, model=Model()), views[:3], most)
+    assert sizes[-1] == len(views[:3])
 
 
 def test_weights_of_another_config(copy):

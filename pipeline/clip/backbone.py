@@ -22,7 +22,15 @@ from pipeline.ahead import ahead
 from pipeline.artifacts import read_json
 from pipeline.clip.text import TextTower, text_tower
 from pipeline.clip.vision import VisionTower, vision_tower
-from pipeline.device import FEWER_PICTURES, at_once, device, sent, waiting, within_memory
+from pipeline.device import (
+    FEWER_PICTURES,
+    at_once,
+    device,
+    pictures_at_once,
+    sent,
+    waiting,
+    within_memory,
+)
 from pipeline.errors import InputError
 from pipeline.upright import upright
 
@@ -237,17 +245,21 @@ def _batches(views: Iterable[Tensor], size: int, where: torch.device) -> Iterato
 
 
 @torch.inference_mode()
-def image_features(backbone: Backbone, views: Iterable[Tensor], batch: int = 256) -> Tensor:
+def image_features(backbone: Backbone, views: Iterable[Tensor], most: int = 256) -> Tensor:
     """(3, h, w) views → (n, e) L2-normalised image features on the CPU.
 
-    Views are made in a thread, a batch ahead of the one that is encoded.
+    Views are made in a thread, a batch ahead of the one that is encoded: `most` of them at once, or
+    fewer where that suits the device and their size.
     """
-    batch, done = at_once(batch), []
-    with within_memory(FEWER_PICTURES.format(batch)):
-        for pixels in ahead(_batches(views, batch, backbone.device), 1):
+    views, done = iter(views), []
+    if (first := next(views, None)) is None:
+        return torch.zeros(0, backbone.dim)
+    size = pictures_at_once(first, backbone.device, most)
+    with within_memory(FEWER_PICTURES.format(size)):
+        for pixels in ahead(_batches(itertools.chain([first], views), size, backbone.device), 1):
             seen = sent(pixels, backbone.device)
             done.append(backbone.model.encode_image(seen, normalize=True).float().cpu())
-    return torch.cat(done) if done else torch.zeros(0, backbone.dim)
+    return torch.cat(done)
 
 
 @torch.inference_mode()
