@@ -9,6 +9,9 @@ FITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2
 TORCH_INDEX ?=
 GIT_REMOTE ?= origin
 PORT ?= 5000
+# Tests run in so many processes, each with one thread: two that share two cores would wait for each other.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The stages whose outputs are enough to meta-train, tune, evaluate and report.
 LEARNING := code|batch|batch_meta|gallery|episodes|labelled_episodes|start|metatrain|benchmark|tune|tune_meta|zero_shot|evaluate|evaluate_meta|publish|report
 READY := $(VENV)/.ready
@@ -39,13 +42,13 @@ lint: $(READY)  ## form, rules and types of the code
 	@mypy
 
 test-quick: $(READY)  ## every pure function and every error message, no demo run
-	@python -m pytest -m "not slow and not whole"
+	@$(PYTEST) -m "not slow and not whole"
 
 test: $(READY)  ## everything that CI checks, one demo run included
-	@python -m pytest
+	@$(PYTEST)
 
 test-slow: $(VENV)/.ray  ## the minutes-long checks too
-	@python -m pytest -m ""
+	@$(PYTEST) -m ""
 
 benchmarks: $(READY)  ## which of the field's datasets are there, and where the others come from
 	@python -m pipeline.benchmarks status

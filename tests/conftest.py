@@ -37,11 +37,18 @@ WHOLE_FILES = {
 }
 
 
+# The longest first: a worker that takes the demo is busy until the others have done the rest.
+FIRST = {"test_demo": 0, "test_team": 1, "test_fetching": 2, "test_training": 3, "test_pairs": 4}
+
+
 def pytest_collection_modifyitems(items):
-    """Whoever asks for one of `WHOLE` is no quick test."""
+    """Whoever asks for one of `WHOLE` is no quick test. A file goes to one worker as a whole, as
+    its tests share what was made for them.
+    """
     for item in items:
         if WHOLE & set(item.fixturenames) or item.path.stem in WHOLE_FILES:
             item.add_marker("whole")
+    items.sort(key=lambda item: FIRST.get(item.path.stem, len(FIRST)))
 
 
 def run(*command, cwd, check=True, **changes):
