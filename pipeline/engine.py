@@ -135,6 +135,36 @@ def _workers(needs: dict[str, int], most: int) -> int:
     return min(room, most)
 
 
+def _on_ray(
+    build: Callable[[], Callable[[Item], pa.Table]], items: list[Item], gpu: bool
+) -> Iterator[tuple[Item, pa.Table]]:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    DataContext.get_current().enable_progress_bars = False
+    needs, on_cuda = {"CPU": threads()}, os.environ.get("DEVICE", "cuda").startswith("cuda")
+    if gpu and on_cuda and ray.cluster_resources().get("GPU"):
+        needs["GPU"] = 1
+    workers = _workers(needs, len(items))
+    # One block per item, one item under way per worker: what is lost is lost once.
+    rows = ray.data.from_items(
+        [{"number": n, "item": item} for n, item in enumerate(items)],
+        override_num_blocks=len(items),
+    )
+    pool = ActorPoolStrategy(min_size=workers, max_size=workers, max_tasks_in_flight_per_actor=1)
+    for row in rows.map(
+        _Worker,
+        fn_constructor_args=(build, os.getcwd()),
+        compute=pool,
+        num_cpus=needs["CPU"],
+        num_gpus=needs.get("GPU"),
+    ).iter_rows():
+        if row["error"]:
+            raise InputError(row["error"])
+        yield items[row["number"]], pa.ipc.open_stream(row["table"]).read_all()
+
+
 def mapped(
     build: Callable[[], Callable[[Item], pa.Table]], items: list[Item], gpu: bool = False
 ) -> Iterator[tuple[Item, pa.Table]]:
@@ -155,34 +185,4 @@ def mapped(
         yield from ((item, work(item)) for item in items)
     else:
         with cluster():
-            import ray
-            from ray.data import ActorPoolStrategy, DataContext
-
-            logging.getLogger("ray.data").setLevel(logging.ERROR)
-            DataContext.get_current().enable_progress_bars = False
-            needs = {"CPU": threads()}
-            if (
-                gpu
-                and ray.cluster_resources().get("GPU")
-                and os.environ.get("DEVICE", "cuda").startswith("cuda")
-            ):
-                needs["GPU"] = 1
-            workers = _workers(needs, len(items))
-            # One block per item, one item under way per worker: what is lost is lost once.
-            rows = ray.data.from_items(
-                [{"number": n, "item": item} for n, item in enumerate(items)],
-                override_num_blocks=len(items),
-            )
-            pool = ActorPoolStrategy(
-                min_size=workers, max_size=workers, max_tasks_in_flight_per_actor=1
-            )
-            for row in rows.map(
-                _Worker,
-                fn_constructor_args=(build, os.getcwd()),
-                compute=pool,
-                num_cpus=needs["CPU"],
-                num_gpus=needs.get("GPU"),
-            ).iter_rows():
-                if row["error"]:
-                    raise InputError(row["error"])
-                yield items[row["number"]], pa.ipc.open_stream(row["table"]).read_all()
+            yield from _on_ray(build, items, gpu)

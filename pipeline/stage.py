@@ -205,11 +205,8 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
         code, status = 1, journal.FAILED
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(
-            f"{name}: error: the disk is full ({error}); make room and run the stage again; "
-            f"{_what_stays()}",
-            file=sys.stderr,
-        )
+        full = f"the disk is full ({error}); make room and run the stage again"
+        print(f"{name}: error: {full}; {_what_stays()}", file=sys.stderr)
     except BaseException:
         status = journal.FAILED
         raise

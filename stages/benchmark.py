@@ -110,6 +110,18 @@ def check(dataset: Dataset, samples: pl.DataFrame, name: str, b: Benchmark) -> N
         warn_of_other_files(dataset.pictures.path, dataset.pictures.passed_over)
 
 
+def all_views(
+    backbone: Backbone, pictures: Pictures, draws: list[tuple[Run, pl.DataFrame]], epochs: int
+) -> pa.Table:
+    """Rows of `views_schema` of all draws."""
+    parts = [views_schema(backbone.dim).empty_table()]
+    for draw, drawn in draws:
+        files = drawn["file"].to_list()
+        views = encode_train(backbone, pictures, files, epochs, draw.seed, progress)
+        parts.append(views_of(draw, drawn["index"].to_numpy(), views))
+    return pa.concat_tables(parts)
+
+
 def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of `benchmarks:`")
@@ -133,16 +145,10 @@ def main():
     write_json({"split": dataset.split}, args.out / "about.json")
     seen = features_of_tests(backbone, pictures, test)
     write_table(seen, args.out / "test.parquet", seen.schema)
-    parts, shown = [views_schema(backbone.dim).empty_table()], set(test["index"])
     draws = list(draws_of(b, p.draws, train))
-    for draw, drawn in draws:
-        files = drawn["file"].to_list()
-        views = encode_train(backbone, pictures, files, p.epochs, draw.seed, progress)
-        parts.append(views_of(draw, drawn["index"].to_numpy(), views))
-        shown |= set(drawn["index"])
-    views = pa.concat_tables(parts)
+    views = all_views(backbone, pictures, draws, p.epochs)
     write_table(views, args.out / "views.parquet", views.schema)
-    in_use = samples.filter(pl.col("index").is_in(sorted(shown)))
+    in_use = pl.concat([test, *(drawn for _, drawn in draws)]).unique("index")
     write_pictures(pictures, in_use, args.out / "pictures.parquet")
     counts = {
         "classes": samples["label"].n_unique(),

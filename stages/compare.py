@@ -159,9 +159,8 @@ def main():
     ):
         with replacing(args.out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    print_rows(
-        "Average over benchmarks (%), mean ± standard deviation over seeds", rows, "sd", ".2f"
-    )
+    average = "Average over benchmarks (%), mean ± standard deviation over seeds"
+    print_rows(average, rows, "sd", ".2f")
     print_rows("Paired differences (points), mean ± 95% interval", pairs, "ci", "+.2f")
     metrics = {
         row["pair"].replace(" − ", "-"): {k: round(row[k], 4) for k in FIGURES} for row in pairs

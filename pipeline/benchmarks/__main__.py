@@ -1,8 +1,8 @@
 """The field's labelled datasets on this machine (docs/benchmarks.md).
 
-python -m pipeline.benchmarks status python -m pipeline.benchmarks fetch dtd python -m
-pipeline.benchmarks draw data/raw/benchmarks/dtd/split_zhou_DescribableTextures.json --shots 16
---seed 1
+python -m pipeline.benchmarks status
+python -m pipeline.benchmarks fetch dtd
+python -m pipeline.benchmarks draw …/split_zhou_DescribableTextures.json --shots 16 --seed 1
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -108,21 +109,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def main(arguments: list[str]) -> int:
-    cli = argparse.ArgumentParser(
-        prog="python -m pipeline.benchmarks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = cli.add_subparsers(required=True)
-    here = argparse.ArgumentParser(add_help=False)
-    here.add_argument(
-        "--root",
-        type=Path,
-        default=Path("data/raw/benchmarks"),
-        help="folder of all datasets (default: %(default)s)",
-    )
-
+def _add_draw(commands: Any) -> None:
     drawing = commands.add_parser(
         "draw",
         help=(
@@ -139,6 +126,23 @@ def main(arguments: list[str]) -> int:
     drawing.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     drawing.set_defaults(run=draw)
 
+
+def _parser() -> argparse.ArgumentParser:
+    cli = argparse.ArgumentParser(
+        prog="python -m pipeline.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = cli.add_subparsers(required=True)
+    here = argparse.ArgumentParser(add_help=False)
+    here.add_argument(
+        "--root",
+        type=Path,
+        default=Path("data/raw/benchmarks"),
+        help="folder of all datasets (default: %(default)s)",
+    )
+
+    _add_draw(commands)
     showing = commands.add_parser(
         "status",
         parents=[here],
@@ -157,8 +161,11 @@ def main(arguments: list[str]) -> int:
         help="address of a folder with the publisher's archives, instead of the publisher's own",
     )
     getting.set_defaults(run=get)
+    return cli
 
-    args = cli.parse_args(arguments)
+
+def main(arguments: list[str]) -> int:
+    args = _parser().parse_args(arguments)
     try:
         args.run(args)
     except InputError as error:

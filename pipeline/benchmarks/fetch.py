@@ -213,6 +213,31 @@ def _clear(work: Path) -> None:
         work.parent.rmdir()
 
 
+def _have(archive: Archive, folder: Path, work: Path, mirror: str | None, site: str) -> None:
+    """Fetches an archive and unpacks it, unless what it holds is there."""
+    file = work / archive.url.rpartition("/")[2]
+    wanted = [file.name] if archive.places is None else archive.places.values()
+    if all((folder / place).exists() for place in wanted):
+        return
+    url = f"{mirror.rstrip('/')}/{file.name}" if mirror else archive.url
+    try:
+        if not file.exists():
+            download(url, file, archive.checksum)
+        _place(archive, file, folder, work)
+    except InputError:
+        _clear(work)
+        raise
+    except ValueError as error:
+        _clear(work)
+        raise InputError(
+            f"{url}: {error}; nothing was kept. Fetch it again, or see {site}"
+        ) from None
+    except (OSError, HTTPException) as error:
+        raise InputError(
+            f"{url}: cannot be fetched ({error}); try again, name a --mirror, or see {site}"
+        ) from None
+
+
 def fetch(
     name: str,
     root: Path,
@@ -241,28 +266,7 @@ def fetch(
         )
     folder, work = root / known.folder, root / ".partial" / known.folder
     for archive in archives[name]:
-        file = work / archive.url.rpartition("/")[2]
-        wanted = [file.name] if archive.places is None else archive.places.values()
-        if all((folder / place).exists() for place in wanted):
-            continue
-        url = f"{mirror.rstrip('/')}/{file.name}" if mirror else archive.url
-        try:
-            if not file.exists():
-                download(url, file, archive.checksum)
-            _place(archive, file, folder, work)
-        except InputError:
-            _clear(work)
-            raise
-        except ValueError as error:
-            _clear(work)
-            raise InputError(
-                f"{url}: {error}; nothing was kept. Fetch it again, or see {known.site}"
-            ) from None
-        except (OSError, HTTPException) as error:
-            raise InputError(
-                f"{url}: cannot be fetched ({error}); try again, name a --mirror, or see "
-                f"{known.site}"
-            ) from None
+        _have(archive, folder, work, mirror, known.site)
     _clear(work)
     # no archive has the names
     if name == "flowers102" and not (folder / "cat_to_name.json").exists():

@@ -160,6 +160,19 @@ def _tokenizer(text: dict[str, Any], context: int, folder: Path, config_path: Pa
     return open_clip.SimpleTokenizer(context_length=context, **own)
 
 
+def _load_weights(model: Any, weights: Path) -> None:
+    """Raises InputError naming the file if they do not fit, or are not all finite."""
+    _check_weights(model, weights)
+    with safe_open(weights, "pt") as file:
+        tensors = {k: file.get_tensor(k).float() for k in model.state_dict()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"{weights}: tensor '{name}' holds numbers that are not finite; obtain it again"
+            )
+    model.load_state_dict(tensors)
+
+
 def load_backbone(folder: Path | str) -> Backbone:
     """Loads the model of an open_clip folder; nothing is fetched from anywhere.
 
@@ -180,15 +193,7 @@ def load_backbone(folder: Path | str) -> Backbone:
             f"{config_path}: not a config of an open_clip CLIP ({error}); it needs 'model_cfg' "
             "and 'preprocess_cfg'"
         ) from None
-    _check_weights(model, weights)
-    with safe_open(weights, "pt") as file:
-        tensors = {k: file.get_tensor(k).float() for k in model.state_dict()}
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise InputError(
-                f"{weights}: tensor '{name}' holds numbers that are not finite; obtain it again"
-            )
-    model.load_state_dict(tensors)
+    _load_weights(model, weights)
     where = device()
     model = model.eval().requires_grad_(False).to(where)
 

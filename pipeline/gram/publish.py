@@ -49,22 +49,15 @@ WORDS = {
 }
 
 
-def card(title: str, config: dict[str, Any], figures: dict[str, float]) -> str:
-    """A model card in Markdown."""
-    rows = "\n".join(
-        f"| {WORDS.get(name, name)} | {value:.1f} |" for name, value in figures.items()
-    )
-    provenance = json.dumps(config["provenance"], indent=2, ensure_ascii=False)
-    tuning = json.dumps(config["tuning"], ensure_ascii=False)
-    return f"""---
+CARD = """---
 license: unknown
 tags: [clip, prompt-learning, meta-learning]
 ---
 
 # {title}: a meta-learned start
 
-Tokens of a `{config["prompt"]}` prompt (depth {config["depth"]}) and their gradient regulator, for
-one backbone: `{config["backbone"]["name"]}` (SHA-256 `{config["backbone"]["sha256"][:16]}`…).
+Tokens of a `{prompt}` prompt (depth {depth}) and their gradient regulator, for
+one backbone: `{backbone}` (SHA-256 `{digest}`…).
 `gram adapt --start` takes this folder (of textual prompts), and refuses another backbone: the
 tokens mean nothing to another text tower.
 
@@ -92,6 +85,25 @@ It was learned from web captions and pictures as they were, with what they favou
 The figures are of the report's benchmarks; of other pictures they say little. Licence: that of the
 backbone and of the captions' source; ask whoever made them.
 """
+
+
+def card(title: str, config: dict[str, Any], figures: dict[str, float]) -> str:
+    """A model card in Markdown."""
+    rows = "\n".join(
+        f"| {WORDS.get(name, name)} | {value:.1f} |" for name, value in figures.items()
+    )
+    provenance = json.dumps(config["provenance"], indent=2, ensure_ascii=False)
+    tuning = json.dumps(config["tuning"], ensure_ascii=False)
+    return CARD.format(
+        title=title,
+        prompt=config["prompt"],
+        depth=config["depth"],
+        backbone=config["backbone"]["name"],
+        digest=config["backbone"]["sha256"][:16],
+        rows=rows,
+        tuning=tuning,
+        provenance=provenance,
+    )
 
 
 def publish(

@@ -75,10 +75,7 @@ def tune(
     tokens = {m: v.clone().requires_grad_() for m, v in placed(start.theta, device).items()}
     phi = {m: v.to(device) for m, v in start.phi.items()}
     optimiser = torch.optim.SGD(
-        tokens.values(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+        tokens.values(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
     )
     batch, kept = min(settings.batch, len(draw.labels)), []
     coming = _steps(draw, batch, seed, device)
@@ -90,12 +87,10 @@ def tune(
             losses = []
             for views, labels in islice(steps, len(draw.labels) // batch):
                 seen = method.look(sent(views, device))
-                loss = cross_entropy(
-                    method.logits(tokens, classes, seen), sent(labels, device)
-                ).sum()
-                gradients = dict(
-                    zip(tokens, torch.autograd.grad(loss, list(tokens.values())), strict=True)
-                )
+                logits = method.logits(tokens, classes, seen)
+                loss = cross_entropy(logits, sent(labels, device)).sum()
+                found = torch.autograd.grad(loss, list(tokens.values()))
+                gradients = dict(zip(tokens, found, strict=True))
                 with torch.no_grad():
                     for name, g in regulate(phi, gradients, start.input_scale).items():
                         tokens[name].grad = g

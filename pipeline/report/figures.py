@@ -87,6 +87,19 @@ def failures(counts: dict[str, int]) -> go.Figure:
     return figure
 
 
+def _kept_from(heights: np.ndarray, edges: np.ndarray) -> go.Scatter:
+    """What share of the scores lies above each edge of a histogram."""
+    return go.Scatter(
+        x=edges,
+        y=np.r_[1.0, 1 - heights.cumsum() / heights.sum()],
+        yaxis="y2",
+        mode="lines",
+        name="kept from here on",
+        line=dict(color=MUTED, width=1.5),
+        hovertemplate="%{y:.1%}",
+    )
+
+
 def score_histogram(scores: np.ndarray, judged: np.ndarray, floor: float) -> go.Figure:
     """Match scores of the pairs that the mismatch rule judged, where it cuts, and what share any
     other threshold would keep.
@@ -98,17 +111,8 @@ def score_histogram(scores: np.ndarray, judged: np.ndarray, floor: float) -> go.
         width=np.diff(edges),
         marker_color=[COLOURS[1] if e < floor else COLOURS[2] for e in edges[1:]],
     )
-    share = go.Scatter(
-        x=edges,
-        y=np.r_[1.0, 1 - heights.cumsum() / heights.sum()],
-        yaxis="y2",
-        mode="lines",
-        name="kept from here on",
-        line=dict(color=MUTED, width=1.5),
-        hovertemplate="%{y:.1%}",
-    )
     figure = _styled(
-        go.Figure([bars, share]),
+        go.Figure([bars, _kept_from(heights, edges)]),
         280,
         xaxis_title="match score of picture and caption",
         yaxis_title="pairs",
@@ -137,17 +141,15 @@ def score_histogram(scores: np.ndarray, judged: np.ndarray, floor: float) -> go.
     return figure
 
 
-def topic_map(points: pl.DataFrame, names: dict[int, str], labelled: int = 45) -> go.Figure:
-    """The 2-D map: one dot per caption, coloured by topic, the largest topics named.
-
-    Args:
-        points: topic, x, y, caption.
-    """
+def _dots(points: pl.DataFrame, names: dict[int, str]) -> list[go.Scatter]:
+    """A dot per caption: in grey those outside of topics, the others in their topic's colour."""
     outside = points.filter(pl.col("topic") < 0)
     inside = points.filter(pl.col("topic") >= 0)
     # neighbouring numbers get unlike colours
     hue = (inside["topic"].to_numpy() * 0.61803398875) % 1.0
-    traces = [
+    colours = [f"hsl({360 * h:.0f},55%,{45 + 12 * ((i % 3) - 1)}%)" for i, h in enumerate(hue)]
+    texts = [f"{names[t]}: {c}" for t, c in inside.select("topic", "caption").iter_rows()]
+    return [
         go.Scatter(
             x=outside["x"],
             y=outside["y"],
@@ -163,41 +165,48 @@ def topic_map(points: pl.DataFrame, names: dict[int, str], labelled: int = 45) -
             mode="markers",
             name="captions in topics",
             hoverinfo="text",
-            hovertext=[
-                f"{names[t]}: {c}" for t, c in inside.select("topic", "caption").iter_rows()
-            ],
-            marker=dict(
-                size=5,
-                opacity=0.75,
-                color=[
-                    f"hsl({360 * h:.0f},55%,{45 + 12 * ((i % 3) - 1)}%)" for i, h in enumerate(hue)
-                ],
-            ),
+            hovertext=texts,
+            marker=dict(size=5, opacity=0.75, color=colours),
         ),
     ]
-    figure = _styled(go.Figure(traces), 720)
+
+
+def _places_of_names(points: pl.DataFrame, most: int) -> dict[int, tuple[float, float]]:
+    """Topic → the middle of its captions: of the largest, as long as none lies over another."""
     centres = (
-        inside.group_by("topic")
+        points.filter(pl.col("topic") >= 0)
+        .group_by("topic")
         .agg(pl.len(), pl.col("x").median(), pl.col("y").median())
         .sort("len", "topic", descending=[True, False])
     )
-    placed: list[tuple[float, float]] = []
+    placed: dict[int, tuple[float, float]] = {}
     span = [max(float(points[a].max() - points[a].min()), 1e-9) for a in ("x", "y")]
     for topic, _, x, y in centres.iter_rows():
-        if len(placed) < labelled and all(
-            abs(x - a) > 0.075 * span[0] or abs(y - b) > 0.03 * span[1] for a, b in placed
+        if len(placed) < most and all(
+            abs(x - a) > 0.075 * span[0] or abs(y - b) > 0.03 * span[1] for a, b in placed.values()
         ):
-            placed.append((x, y))
-            figure.add_annotation(
-                x=x,
-                y=y,
-                text=names[topic],
-                showarrow=False,
-                font=dict(size=11, color=INK),
-                bgcolor="rgba(255,255,255,0.72)",
-                borderpad=1,
-                yshift=11,
-            )
+            placed[topic] = (x, y)
+    return placed
+
+
+def topic_map(points: pl.DataFrame, names: dict[int, str], labelled: int = 45) -> go.Figure:
+    """The 2-D map: one dot per caption, coloured by topic, the largest topics named.
+
+    Args:
+        points: topic, x, y, caption.
+    """
+    figure = _styled(go.Figure(_dots(points, names)), 720)
+    for topic, (x, y) in _places_of_names(points, labelled).items():
+        figure.add_annotation(
+            x=x,
+            y=y,
+            text=names[topic],
+            showarrow=False,
+            font=dict(size=11, color=INK),
+            bgcolor="rgba(255,255,255,0.72)",
+            borderpad=1,
+            yshift=11,
+        )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.update_layout(margin=dict(l=8, r=8, t=30, b=8))

@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import polars as pl
 
-from pipeline.report.tables import Block, Cell, Table
+from pipeline.report.tables import Block, Cell, Row, Table
 
 # What LaTeX gives a meaning to, and the signs of this page that its default fonts lack.
 LATEX = {
@@ -97,6 +97,41 @@ def as_html(tables: list[Table]) -> str:
     )
 
 
+TEXTS = ("table", "block", "row", "column")
+FLOATS = (
+    *("value", "sd", "seeds_low", "seeds_high", "pictures_low", "pictures_high"),
+    *("per_class", "paper", "others"),
+)
+CSV = {
+    **dict.fromkeys(TEXTS, pl.String),
+    "seeds": pl.Int64,
+    "missing": pl.String,
+    "mark": pl.String,
+    **dict.fromkeys(FLOATS, pl.Float64),
+}
+
+
+def _csv_row(keys: dict[str, str], c: Cell, others: bool, marks: tuple[str, str]) -> dict:
+    """A cell as a row of `as_csv`; `others`: it is a figure that others published."""
+    intervals = {
+        f"{what}_{end}": None if pair is None else pair[i]
+        for what, pair in (("seeds", c.over_seeds), ("pictures", c.over_pictures))
+        for i, end in enumerate(("low", "high"))
+    }
+    return {
+        **keys,
+        "value": c.value,
+        "sd": c.sd,
+        "seeds": c.seeds,
+        **intervals,
+        "per_class": c.per_class,
+        "paper": None if others else c.paper,
+        "others": c.paper if others else None,
+        "missing": c.missing or None,
+        "mark": " ".join(filter(None, marks)) or None,
+    }
+
+
 def as_csv(tables: list[Table]) -> str:
     """One row per cell, unrounded."""
     rows = []
@@ -104,51 +139,10 @@ def as_csv(tables: list[Table]) -> str:
         for block in table.blocks:
             for row in block.rows:
                 for column, c in zip(block.columns, row.cells, strict=True):
-                    intervals = {
-                        f"{what}_{end}": None if pair is None else pair[i]
-                        for what, pair in (("seeds", c.over_seeds), ("pictures", c.over_pictures))
-                        for i, end in enumerate(("low", "high"))
-                    }
-                    rows.append(
-                        {
-                            "table": table.key,
-                            "block": block.key,
-                            "row": row.key,
-                            "column": column.key,
-                            "value": c.value,
-                            "sd": c.sd,
-                            "seeds": c.seeds,
-                            **intervals,
-                            "per_class": c.per_class,
-                            "paper": None if row.others else c.paper,
-                            "others": c.paper if row.others else None,
-                            "missing": c.missing or None,
-                            "mark": " ".join(filter(None, (block.mark, column.mark))) or None,
-                        }
-                    )
-    kinds = {
-        "table": pl.String,
-        "block": pl.String,
-        "row": pl.String,
-        "column": pl.String,
-        "seeds": pl.Int64,
-        "missing": pl.String,
-        "mark": pl.String,
-    }
-    floats = [
-        "value",
-        "sd",
-        "seeds_low",
-        "seeds_high",
-        "pictures_low",
-        "pictures_high",
-        "per_class",
-        "paper",
-        "others",
-    ]
-    return pl.DataFrame(
-        rows, schema_overrides=kinds | dict.fromkeys(floats, pl.Float64)
-    ).write_csv()
+                    place = (table.key, block.key, row.key, column.key)
+                    keys = dict(zip(TEXTS, place, strict=True))
+                    rows.append(_csv_row(keys, c, row.others, (block.mark, column.mark)))
+    return pl.DataFrame(rows, schema_overrides=CSV).write_csv()
 
 
 def _markdown(text: str) -> str:
@@ -221,67 +215,65 @@ def _latex_cell(c: Cell, table: Table) -> str:
     )
 
 
-def _latex_block(block: Block, table: Table) -> list[str]:
-    def titled(text: str, mark: str) -> str:
-        return latex_text(text) + (rf"\textsuperscript{{{table.footnotes[mark]}}}" if mark else "")
+def _latex_titled(text: str, mark: str, table: Table) -> str:
+    return latex_text(text) + (rf"\textsuperscript{{{table.footnotes[mark]}}}" if mark else "")
 
-    def small(cells: list[str], title: str) -> str:
-        return (
-            " & ".join(
-                [
-                    rf"\quad\scriptsize\color{{gray}}{title}",
-                    *(rf"\scriptsize\color{{gray}}{c}" if c else "" for c in cells),
-                ]
-            )
-            + r" \\"
-        )
 
-    lines = (
-        [rf"\textbf{{{titled(heading(block, table), block.mark)}}}\\[2pt]"] if block.title else []
+def _latex_grey(title: str, cells: list[str]) -> str:
+    """A small line below a figure: the paper's, or an interval."""
+    small = r"\scriptsize\color{gray}"
+    return " & ".join([rf"\quad{small}{title}", *(f"{small}{c}" if c else "" for c in cells)]) + (
+        r" \\"
     )
-    lines += [rf"\begin{{tabular}}{{l*{{{len(block.columns)}}}{{r}}}}", r"\toprule"]
-    if spans := groups(block):
-        at, rules = 2, []
-        for name, width in spans:
-            rules += [rf"\cmidrule(lr){{{at}-{at + width - 1}}}"] if name else []
-            at += width
-        lines += [
-            "".join(
-                rf" & \multicolumn{{{width}}}{{c}}{{{latex_text(name)}}}" for name, width in spans
-            )
-            + r" \\",
-            "".join(rules),
-        ]
-    lines += [
-        " & ".join(["", *(titled(c.title, c.mark) for c in block.columns)]) + r" \\",
-        r"\midrule",
+
+
+def _latex_groups(block: Block) -> list[str]:
+    """Headings that span several columns, each over a rule of its own."""
+    spans = groups(block)
+    if not spans:
+        return []
+    at, rules = 2, []
+    for name, width in spans:
+        rules += [rf"\cmidrule(lr){{{at}-{at + width - 1}}}"] if name else []
+        at += width
+    heads = [rf" & \multicolumn{{{width}}}{{c}}{{{latex_text(name)}}}" for name, width in spans]
+    return ["".join(heads) + r" \\", "".join(rules)]
+
+
+def _latex_row(row: Row, table: Table) -> list[str]:
+    """Our figures, and in grey lines below them their intervals and the paper's."""
+    if row.others:
+        theirs = [latex_text(number(c.paper, table)) for c in row.cells]
+        return [_latex_grey(latex_text(row.title), theirs)]
+    cells = [latex_text(row.title), *(_latex_cell(c, table) for c in row.cells)]
+    lines = [" & ".join(cells) + r" \\"]
+    below = {
+        what: [dict(spread(c, table)).get(what, "") for c in row.cells]
+        for what in ("seeds", "pictures")
+        if table.differences
+    }
+    below["paper"] = ["" if c.paper is None else number(c.paper, table) for c in row.cells]
+    return lines + [
+        _latex_grey(what, [latex_text(text) for text in texts])
+        for what, texts in below.items()
+        if any(texts)
     ]
-    for row in block.rows:
-        if row.others:
-            lines.append(
-                small(
-                    [latex_text(number(c.paper, table)) for c in row.cells], latex_text(row.title)
-                )
-            )
-            continue
-        lines.append(
-            " & ".join([latex_text(row.title), *(_latex_cell(c, table) for c in row.cells)])
-            + r" \\"
-        )
-        for what in ("seeds", "pictures") if table.differences else ():
-            if any(found := [dict(spread(c, table)).get(what, "") for c in row.cells]):
-                lines.append(small([latex_text(text) for text in found], what))
-        if any(c.paper is not None for c in row.cells):
-            lines.append(
-                small(
-                    [
-                        "" if c.paper is None else latex_text(number(c.paper, table))
-                        for c in row.cells
-                    ],
-                    "paper",
-                )
-            )
-    return [*lines, r"\bottomrule", r"\end{tabular}"]
+
+
+def _latex_block(block: Block, table: Table) -> list[str]:
+    title = _latex_titled(heading(block, table), block.mark, table)
+    heads = ["", *(_latex_titled(c.title, c.mark, table) for c in block.columns)]
+    return [
+        *([rf"\textbf{{{title}}}\\[2pt]"] * bool(block.title)),
+        rf"\begin{{tabular}}{{l*{{{len(block.columns)}}}{{r}}}}",
+        r"\toprule",
+        *_latex_groups(block),
+        " & ".join(heads) + r" \\",
+        r"\midrule",
+        *(line for row in block.rows for line in _latex_row(row, table)),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 def as_latex(tables: list[Table]) -> str:

@@ -32,6 +32,49 @@ def thumbnail(picture: bytes) -> bytes:
     return small.getvalue()
 
 
+def _picked(
+    shown: pl.DataFrame, domains: pl.DataFrame, pairs: pl.DataFrame, most: int
+) -> pl.DataFrame:
+    """Of the domains of the topics that are shown: topic, domain, picture (names, `most` at most),
+    len.
+    """
+    return (
+        domains.join(shown.select("topic"), on="topic", how="semi")
+        .join(pairs.select("key", "picture"), on="key", how="left")
+        .sort("topic", "domain", "key")
+        .unique(["topic", "domain", "picture"], keep="first", maintain_order=True)
+        .group_by("topic", "domain", maintain_order=True)
+        .agg(pl.col("picture").head(most), pl.len())
+    )
+
+
+def _data_urls(names: pl.Series, pairs: pl.DataFrame, shards: Path, progress) -> dict[str, str]:
+    """Thumbnails of pictures by their names."""
+    holding = pl.DataFrame({"picture": names}).join(
+        pairs.select("picture", "shard").unique("picture"),
+        on="picture",
+        how="left",
+        maintain_order="left",
+    )
+    rows = np.arange(len(names))
+    located = locate_pictures(shards, names.to_list(), holding["shard"].to_list(), rows, progress)
+    return {
+        name: as_data_url(thumbnail(located.read(rows[n : n + 1])[0]))
+        for n, name in enumerate(names)
+    }
+
+
+def _examples(domains: pl.DataFrame, kept: pl.DataFrame) -> dict[int, list[str]]:
+    """Topic → its most central captions."""
+    central = (
+        domains.join(kept, on="key")
+        .unique(["topic", "caption"])
+        .sort(["strength", "key"], descending=[True, False])
+    )
+    captions = central.group_by("topic").agg(pl.col("caption").head(3))
+    return dict(captions.iter_rows())
+
+
 def topic_cards(
     labels: pl.DataFrame,
     domains: pl.DataFrame,
@@ -49,34 +92,10 @@ def topic_cards(
         pairs: key, shard, picture.
     """
     shown = labels.head(settings.topics)
-    picked = (
-        domains.join(shown.select("topic"), on="topic", how="semi")
-        .join(pairs.select("key", "picture"), on="key", how="left")
-        .sort("topic", "domain", "key")
-        .unique(["topic", "domain", "picture"], keep="first", maintain_order=True)
-        .group_by("topic", "domain", maintain_order=True)
-        .agg(pl.col("picture").head(settings.pictures_per_domain), pl.len())
-    )
+    picked = _picked(shown, domains, pairs, settings.pictures_per_domain)
     names = picked["picture"].explode().unique().sort()
-    holding = pl.DataFrame({"picture": names}).join(
-        pairs.select("picture", "shard").unique("picture"),
-        on="picture",
-        how="left",
-        maintain_order="left",
-    )
-    rows = np.arange(len(names))
-    located = locate_pictures(shards, names.to_list(), holding["shard"].to_list(), rows, progress)
-    pictures = {
-        name: as_data_url(thumbnail(located.read(rows[n : n + 1])[0]))
-        for n, name in enumerate(names)
-    }
-    central = (
-        domains.join(kept, on="key")
-        .unique(["topic", "caption"])
-        .sort(["strength", "key"], descending=[True, False])
-    )
-    captions = central.group_by("topic").agg(pl.col("caption").head(3))
-    examples = dict(captions.iter_rows())
+    pictures = _data_urls(names, pairs, shards, progress)
+    examples = _examples(domains, kept)
     cards = []
     for topic, name, size, words in shown.select("topic", "name", "size", "words").iter_rows():
         rows = picked.filter(pl.col("topic") == topic)

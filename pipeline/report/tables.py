@@ -11,10 +11,11 @@ from typing import Any
 
 from pipeline.benchmarks.protocols import TRANSFERS, few_shot_alone, targets_of
 from pipeline.benchmarks.scores import Measured, Part, Setting, average, difference, harmonic
-from pipeline.report.published import Published, Transfer, Variants
+from pipeline.report.published import Published, Transfer, Variant, Variants
 
 FIGURES = ("base", "new", "H")
 AVERAGE = "average"
+GROUPS = {"cross_domain": "Cross-domain", "cross_dataset": "Cross-dataset"}
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,51 @@ def sources_at(f: Findings, setting: str, shots: int) -> list[str]:
     return f.in_order([n for n, s in f.sources.items() if shots in getattr(s, setting)])
 
 
+def _base_to_new_block(
+    f: Findings, name: str, title: str, found: Mapping[str, list[Measured | str]], printed: Mapping
+) -> Block:
+    """A benchmark's part of Table 1, or the average's.
+
+    Args:
+        found: method → base, new, H. printed: method → the paper's.
+    """
+    unknown = (None,) * len(FIGURES)
+    rows = [
+        Row(
+            m,
+            f.title(m),
+            [cell(v, p) for v, p in zip(figures, printed.get(m, unknown), strict=True)],
+        )
+        for m, figures in found.items()
+    ]
+    columns = [Column(k, k) for k in FIGURES]
+    return Block(name, title, columns, with_best(rows), f.marks.get(name, ""))
+
+
+def _of_others(f: Findings) -> list[Row]:
+    """Averages of further methods, as they were published."""
+    return [
+        Row(title, title, [Cell(paper=v) for v in triple], others=True)
+        for title, triple in f.paper.others.items()
+        if title not in f.paper.methods.values()
+    ]
+
+
+def _other_benchmarks(f: Findings, names: list[str], shots: int) -> str:
+    """Why the paper's average is not shown."""
+    theirs = f.paper.base_to_new.benchmarks
+    note = (
+        f"The average is over other benchmarks than the paper's {len(theirs)}, "
+        "whose average is therefore not shown."
+    )
+    if left := [n for n in theirs if n not in names]:
+        note += (
+            f" Not evaluated, as params.yaml does not tune on them with {shots} shots: "
+            f"{', '.join(map(f.name, left))}."
+        )
+    return note
+
+
 def base_to_new_table(f: Findings, shots: int, others: bool = False) -> Table | None:
     """Table 1: a block for the average and one for every benchmark; `others`: published averages
     of further methods.
@@ -244,51 +290,24 @@ def base_to_new_table(f: Findings, shots: int, others: bool = False) -> Table | 
         return None
     shared = [n for n in names if n in theirs.benchmarks] if shots == theirs.shots else []
     whole = set(names) == set(shared) == set(theirs.benchmarks)
-    figures = {n: theirs.benchmarks[n] for n in shared} | (
+    printed = {n: theirs.benchmarks[n] for n in shared} | (
         {AVERAGE: theirs.average} if whole else {}
     )
-    methods = f.methods(bool(shared))
-    found = {m: base_to_new_of(f, m, names, shots) for m in methods}
-    blocks = []
-    for n in [AVERAGE, *names] if len(names) > 1 else names:
-        rows = [
-            Row(
-                m,
-                f.title(m),
-                [
-                    cell(v, p)
-                    for v, p in zip(
-                        found[m][n], figures.get(n, {}).get(m, (None,) * 3), strict=True
-                    )
-                ],
-            )
-            for m in methods
-        ]
-        rows = with_best(rows)
-        if n == AVERAGE and whole and others:
-            rows += [
-                Row(title, title, [Cell(paper=v) for v in triple], others=True)
-                for title, triple in f.paper.others.items()
-                if title not in f.paper.methods.values()
-            ]
-        title = f"Average over {len(names)} benchmarks" if n == AVERAGE else f.name(n)
-        blocks.append(Block(n, title, [Column(k, k) for k in FIGURES], rows, f.marks.get(n, "")))
+    found = {m: base_to_new_of(f, m, names, shots) for m in f.methods(bool(shared))}
+    titles = {AVERAGE: f"Average over {len(names)} benchmarks"} if len(names) > 1 else {}
+    blocks = [
+        _base_to_new_block(f, n, title, {m: of[n] for m, of in found.items()}, printed.get(n, {}))
+        for n, title in (titles | {n: f.name(n) for n in names}).items()
+    ]
+    judged = [row for block in blocks for row in block.rows]
     notes = [
         "H is the harmonic mean of base and new; of an average, the harmonic mean of the averages."
     ]
     if shared and not whole:
-        left = [n for n in theirs.benchmarks if n not in names]
-        notes.append(
-            f"The average is over other benchmarks than the paper's {len(theirs.benchmarks)}, "
-            "whose average is therefore not shown."
-            + (
-                f" Not evaluated, as params.yaml does not tune on them with {shots} shots: "
-                f"{', '.join(map(f.name, left))}."
-                if left
-                else ""
-            )
-        )
+        notes.append(_other_benchmarks(f, names, shots))
     if whole and others:
+        if titles:  # an average
+            blocks[0] = replace(blocks[0], rows=blocks[0].rows + _of_others(f))
         notes.append(
             f"Rows in grey are published by others ({f.paper.others_from}); nothing of them was "
             "measured here."
@@ -298,7 +317,7 @@ def base_to_new_table(f: Findings, shots: int, others: bool = False) -> Table | 
         f"base_to_new_{shots}",
         f"Base-to-new generalisation, {shots} shots",
         "Prompts are tuned on the base classes of a benchmark; base and new classes are judged "
-        f"under their own heads. {reading([r for b in blocks for r in b.rows])}",
+        f"under their own heads. {reading(judged)}",
         blocks,
         [*notes, *f.paper.notes_on(number)],
         number=number,
@@ -315,6 +334,49 @@ def transfer_of(
     return found | {AVERAGE: mean_of({n: found[n] for n in targets if n in listed})}
 
 
+def _published_transfer(
+    f: Findings, setting: str, source: str, shots: int, whole: bool = False
+) -> Transfer | None:
+    """The paper's table from a source, if it has any target that is judged here; `whole`: the same
+    targets.
+    """
+    listed = set(f.targets(source, setting))
+    for theirs in getattr(f.paper, setting):
+        targets = set(theirs.targets)
+        if (theirs.source, theirs.shots) == (source, shots) and (
+            targets == listed if whole else targets & listed
+        ):
+            return theirs
+    return None
+
+
+def _transfer_row(
+    f: Findings, method: str, setting: str, run: tuple[str, int], theirs: Transfer | None
+) -> Row:
+    """A method's figures on the source, the targets and on average; `run`: source, shots."""
+    source, shots = run
+    listed, targets = f.targets(source, setting), _targets_shown(f, setting, source, theirs)
+    found = transfer_of(f, method, source, targets, listed, shots)
+    for n in targets:
+        known = n in f.benchmarks and method in f.titles
+        if isinstance(found[n], str) and n not in listed and known:
+            found[n] = f"{n} is not among the {setting} benchmarks of {source} in params.yaml"
+    printed: dict[str, float | None] = {}
+    if theirs and method in theirs.rows:
+        names = [source, *theirs.targets, AVERAGE]
+        printed |= zip(names, theirs.rows[method], strict=True)
+        if set(listed) != set(theirs.targets):
+            del printed[AVERAGE]
+    cells = [cell(found[n], printed.get(n)) for n in [source, *targets, AVERAGE]]
+    return Row(method, f.title(method), cells)
+
+
+def _targets_shown(f: Findings, setting: str, source: str, theirs: Transfer | None) -> list[str]:
+    """The paper's in its order, then the others that params.yaml lists."""
+    printed = [*theirs.targets] if theirs else []
+    return printed + [n for n in f.in_order(f.targets(source, setting)) if n not in printed]
+
+
 def transfer_table(f: Findings, setting: str, source: str, shots: int) -> Table | None:
     """Tables 2 to 5: tuned on all classes of `source`, judged on other benchmarks; setting:
     cross_domain or cross_dataset.
@@ -322,65 +384,28 @@ def transfer_table(f: Findings, setting: str, source: str, shots: int) -> Table 
     listed = f.targets(source, setting)
     if not listed:
         return None
-    theirs: Transfer | None = next(
-        (
-            t
-            for t in getattr(f.paper, setting)
-            if (t.source, t.shots) == (source, shots) and set(t.targets) & set(listed)
-        ),
-        None,
-    )
-    targets = ([*theirs.targets] if theirs else []) + [
-        n for n in f.in_order(listed) if not theirs or n not in theirs.targets
+    theirs = _published_transfer(f, setting, source, shots)
+    rows = [
+        _transfer_row(f, m, setting, (source, shots), theirs) for m in f.methods(theirs is not None)
     ]
-    whole = theirs is not None and set(listed) == set(theirs.targets)
-    rows = []
-    for m in f.methods(theirs is not None):
-        found = transfer_of(f, m, source, targets, listed, shots)
-        for n in targets:
-            if (
-                isinstance(found[n], str)
-                and n not in listed
-                and n in f.benchmarks
-                and m in f.titles
-            ):
-                found[n] = f"{n} is not among the {setting} benchmarks of {source} in params.yaml"
-        printed = (
-            dict(zip([source, *theirs.targets, AVERAGE], theirs.rows[m], strict=True))
-            if theirs and m in theirs.rows
-            else {}
-        )
-        rows.append(
-            Row(
-                m,
-                f.title(m),
-                [
-                    cell(found[n], printed.get(n) if n != AVERAGE or whole else None)
-                    for n in [source, *targets, AVERAGE]
-                ],
-            )
-        )
-    columns = (
-        [Column(source, f.name(source), "Source", f.marks.get(source, ""))]
-        + [Column(n, f.name(n), "Target", f.marks.get(n, "")) for n in targets]
-        + [Column(AVERAGE, "Average", "Target")]
-    )
-    notes = (
-        []
-        if whole or not theirs
-        else [
+    columns = [
+        Column(source, f.name(source), "Source", f.marks.get(source, "")),
+        *(
+            Column(n, f.name(n), "Target", f.marks.get(n, ""))
+            for n in _targets_shown(f, setting, source, theirs)
+        ),
+        Column(AVERAGE, "Average", "Target"),
+    ]
+    notes = []
+    if theirs and set(listed) != set(theirs.targets):
+        notes.append(
             f"The average is over {', '.join(map(f.name, f.in_order(listed)))}, not over the "
             f"paper's {len(theirs.targets)} targets, whose average is therefore not shown."
-        ]
-    )
+        )
     number = theirs.table if theirs else None
-    title = (
-        f"{'Cross-domain' if setting == 'cross_domain' else 'Cross-dataset'} generalisation from "
-        f"{f.name(source)}, {shots} shots"
-    )
     return Table(
         f"{setting}_{source}_{shots}",
-        title,
+        f"{GROUPS[setting]} generalisation from {f.name(source)}, {shots} shots",
         "Prompts are tuned on all classes of the source and judged on other benchmarks as they "
         f"are. The average leaves the source out. {reading(rows)}",
         [Block("", "", columns, with_best(rows))],
@@ -424,6 +449,18 @@ def few_shot_table(f: Findings, shots: int) -> Table | None:
     )
 
 
+def _study_cells(variant: Variant, found: Mapping[str, Any] | None, with_paper: bool) -> list[Cell]:
+    """base, new and H of a row of Tables 6 and 7; found: the study's own, if it has that method."""
+    printed = variant.figures if with_paper else [None] * len(FIGURES)
+    if found is None:
+        missing = f"no method {variant.method} in study.methods of params.yaml"
+        return [Cell(paper=p, missing=missing) for p in printed]
+    return [
+        Cell(found[k], found[f"{k}_sd"], seeds=found["runs"], paper=p)
+        for k, p in zip(FIGURES, printed, strict=True)
+    ]
+
+
 def study_table(
     key: str,
     title: str,
@@ -440,21 +477,10 @@ def study_table(
     """
     of = {row["method"]: row for row in summaries}
     whole = set(benchmarks) == set(paper.base_to_new.benchmarks)
-    rows = []
-    for variant in theirs.rows:
-        found = of.get(variant.method)
-        cells = []
-        for k, printed in zip(FIGURES, variant.figures, strict=True):
-            shown = printed if whole else None
-            cells.append(
-                Cell(found[k], found[f"{k}_sd"], seeds=found["runs"], paper=shown)
-                if found
-                else Cell(
-                    paper=shown,
-                    missing=f"no method {variant.method} in study.methods of params.yaml",
-                )
-            )
-        rows.append(Row(variant.method, variant.title, cells))
+    rows = [
+        Row(v.method, v.title, _study_cells(v, of.get(v.method), with_paper=whole))
+        for v in theirs.rows
+    ]
     if sum(r.cells[0].value is not None for r in rows) < 2:
         return None
     notes = (
@@ -497,69 +523,88 @@ def _difference(one: Measured | str, other: Measured | str) -> Cell:
     return replace(made, best=all(i is not None and (i[0] > 0 or i[1] < 0) for i in intervals))
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What methods are compared by at a number of shots: averages of base to new over `names`, of
+    the targets of every `transfers` (setting, source), and over the sources that stand `alone`.
+    """
+
+    shots: int
+    names: list[str]
+    transfers: list[tuple[str, str]]
+    alone: list[str]
+
+    def columns(self, f: Findings) -> list[Column]:
+        transfers = [
+            Column(f"{setting}_{source}", f"from {f.name(source)}", GROUPS[setting])
+            for setting, source in self.transfers
+        ]
+        return (
+            [Column(k, k, "Base to new") for k in FIGURES] * bool(self.names)
+            + transfers
+            + [Column("all_classes", "all classes", "Few-shot")] * bool(self.alone)
+        )
+
+    def measured(self, f: Findings, method: str) -> list[Measured | str]:
+        """Our figure for every column."""
+        found = base_to_new_of(f, method, self.names, self.shots)[AVERAGE] if self.names else []
+        for setting, source in self.transfers:
+            listed = f.targets(source, setting)
+            found.append(transfer_of(f, method, source, listed, listed, self.shots)[AVERAGE])
+        if self.alone:
+            here = (f.accuracy(method, n, "all", self.shots, n, "all") for n in self.alone)
+            found.append(mean_of(dict(zip(self.alone, here, strict=True))))
+        return found
+
+    def printed(self, f: Findings, method: str) -> list[float | None]:
+        """The paper's, where it is over the same benchmarks."""
+        theirs = f.paper.base_to_new
+        found: list[float | None] = [None for _ in FIGURES if self.names]
+        if self.shots == theirs.shots and set(self.names) == set(theirs.benchmarks):
+            found = [*theirs.average.get(method, found)]
+        for setting, source in self.transfers:
+            of = _published_transfer(f, setting, source, self.shots, whole=True)
+            found.append(of.rows[method][-1] if of and method in of.rows else None)
+        return [*found, *([None] * bool(self.alone))]
+
+
+def _difference_cells(
+    one: list[tuple[Measured | str, float | None]], other: list[tuple[Measured | str, float | None]]
+) -> list[Cell]:
+    """Args: one, other: a method's figures, ours and the paper's."""
+    return [
+        replace(_difference(a, b), paper=None if p is None or q is None else p - q)
+        for (a, p), (b, q) in zip(one, other, strict=True)
+    ]
+
+
 def comparison_table(f: Findings, pairs: Collection[tuple[str, str]], shots: int) -> Table | None:
     """Differences of averages for pairs (method, other): base to new, and targets of every
     source.
     """
-    names = sources_at(f, "base_to_new", shots)
     transfers = [
         (setting, source)
         for setting in TRANSFERS
         for source in sources_at(f, "all_classes", shots)
         if f.targets(source, setting)
     ]
-    alone = few_shot_at(f, shots)
-    if not pairs or not (names or transfers or alone):
+    names = sources_at(f, "base_to_new", shots)
+    compared = Compared(shots, names, transfers, few_shot_at(f, shots))
+    columns = compared.columns(f)
+    if not (pairs and columns):
         return None
-    figures: dict[str, list[Measured | str]] = {}
-    printed: dict[str, list[float | None]] = {}
-    for method in dict.fromkeys(m for pair in pairs for m in pair):
-        figures[method] = base_to_new_of(f, method, names, shots)[AVERAGE] if names else []
-        theirs = f.paper.base_to_new
-        whole = shots == theirs.shots and set(names) == set(theirs.benchmarks)
-        unknown = [None] * 3 if names else []
-        printed[method] = [*(theirs.average.get(method, unknown) if whole else unknown)]
-        for setting, source in transfers:
-            listed = f.targets(source, setting)
-            figures[method].append(transfer_of(f, method, source, listed, listed, shots)[AVERAGE])
-            rows = next(
-                (
-                    t.rows
-                    for t in getattr(f.paper, setting)
-                    if (t.source, t.shots) == (source, shots) and set(t.targets) == set(listed)
-                ),
-                {},
-            )
-            printed[method].append(rows[method][-1] if method in rows else None)
-        if alone:
-            figures[method].append(
-                mean_of({n: f.accuracy(method, n, "all", shots, n, "all") for n in alone})
-            )
-            printed[method].append(None)
-    rows = []
-    for one, other in pairs:
-        cells = [_difference(a, b) for a, b in zip(figures[one], figures[other], strict=True)]
-        theirs_of = [
-            None if a is None or b is None else a - b
-            for a, b in zip(printed[one], printed[other], strict=True)
-        ]
-        rows.append(
-            Row(
-                f"{one}-{other}",
-                f"{f.title(one)} − {f.title(other)}",
-                [replace(c, paper=p) for c, p in zip(cells, theirs_of, strict=True)],
-            )
+    of = {
+        m: list(zip(compared.measured(f, m), compared.printed(f, m), strict=True))
+        for m in dict.fromkeys(m for pair in pairs for m in pair)
+    }
+    rows = [
+        Row(
+            f"{one}-{other}",
+            f"{f.title(one)} − {f.title(other)}",
+            _difference_cells(of[one], of[other]),
         )
-    columns = [Column(k, k, "Base to new") for k in FIGURES] * bool(names)
-    columns += [
-        Column(
-            f"{setting}_{source}",
-            f"from {f.name(source)}",
-            "Cross-domain" if setting == "cross_domain" else "Cross-dataset",
-        )
-        for setting, source in transfers
+        for one, other in pairs
     ]
-    columns += [Column("all_classes", "all classes", "Few-shot")] * bool(alone)
     return Table(
         f"comparison_{shots}",
         f"Differences of averages, {shots} shots",

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -305,6 +306,48 @@ def row_key(caption: str, url: str) -> str:
     return hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=8).hexdigest()
 
 
+@dataclass
+class _Read:
+    """The rows of a table, sorted out: key, caption and URL of the good ones, the number of those
+    that repeat one, and what is wrong with the others.
+    """
+
+    good: list[tuple[str, str, str]]
+    repeated: int
+    bad: list[str]
+
+
+def _sorted_out(rows: Rows, at: dict[str, int], path: Path, counts: Counter[str]) -> _Read:
+    """Args: at: where caption, url and, if there is one, key stand in a row's fields."""
+    read, seen = _Read([], 0, []), dict[str, int]()
+    for number, fields, complaint in rows:
+        wrong = complaint
+        if fields is not None:
+            caption, url = _mended(fields[at["caption"]], counts), fields[at["url"]].strip()
+            if not (caption and url):
+                wrong = wrong or f"has no {'caption' if not caption else 'URL'}"
+        if wrong or fields is None:
+            read.bad.append(f"row {number} {wrong}")
+            continue
+        key = fields[at["key"]] if "key" in at else row_key(caption, url)
+        if not KEY.fullmatch(key):
+            raise InputError(
+                f"{path}: key '{key}' in row {number} is not made of letters, digits, '-' and '_' "
+                "(64 at most); keys become file names: rename it, or leave the column out"
+            )
+        if key not in seen:
+            seen[key] = number
+            read.good.append((key, caption, url))
+        elif "key" in at:
+            raise InputError(
+                f"{path}: key '{key}' stands in row {seen[key]} and again in row {number}; "
+                "keys must be unique, or leave the column out"
+            )
+        else:
+            read.repeated += 1
+    return read
+
+
 def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
     """The table as key, caption, url, sorted by key, and what was counted on the way. Captions are
     mended (`_mended`).
@@ -325,45 +368,17 @@ def read_captions(source: Source) -> tuple[pa.Table, dict[str, int]]:
             f"{path}: no column '{missing[0]}' among {', '.join(columns)}; rename it, or list the "
             "names in 'source.columns' if the table has no header row"
         )
-    at = {name: columns.index(name) for name in ("caption", "url", "key") if name in columns}
-
-    seen: dict[str, int] = {}
-    good: list[tuple[str, str, str]] = []
-    bad: list[str] = []
-    repeated = 0
-    for number, fields, complaint in rows:
-        wrong = complaint
-        if fields is not None:
-            caption, url = _mended(fields[at["caption"]], counts), fields[at["url"]].strip()
-            if not (caption and url):
-                wrong = wrong or f"has no {'caption' if not caption else 'URL'}"
-        if wrong or fields is None:
-            bad.append(f"row {number} {wrong}")
-            continue
-        key = fields[at["key"]] if "key" in at else row_key(caption, url)
-        if not KEY.fullmatch(key):
-            raise InputError(
-                f"{path}: key '{key}' in row {number} is not made of letters, digits, '-' and '_' "
-                "(64 at most); keys become file names: rename it, or leave the column out"
-            )
-        if key in seen:
-            if "key" in at:
-                raise InputError(
-                    f"{path}: key '{key}' stands in row {seen[key]} and again in row {number}; "
-                    "keys must be unique, or leave the column out"
-                )
-            repeated += 1
-            continue
-        seen[key] = number
-        good.append((key, caption, url))
-    if bad and source.bad_rows == "error":
-        more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+    named = ("caption", "url", "key")
+    at: dict[str, int] = {name: columns.index(name) for name in named if name in columns}
+    read = _sorted_out(rows, at, path, counts)
+    if read.bad and source.bad_rows == "error":
+        more = f" (and {len(read.bad) - 3} more)" if len(read.bad) > 3 else ""
         raise InputError(
-            f"{path}: {'; '.join(bad[:3])}{more}; mend the rows, or set 'source.bad_rows: drop' "
-            "to go on without them"
+            f"{path}: {'; '.join(read.bad[:3])}{more}; mend the rows, or set 'source.bad_rows: "
+            "drop' to go on without them"
         )
-    if not good:
+    if not read.good:
         raise InputError(f"{path}: holds no usable row; is it the right table?")
-    good.sort()
-    table = pa.table([list(c) for c in zip(*good, strict=True)], schema=CAPTIONS)
-    return table, {"captions": len(good), "repeated_rows": repeated, "bad_rows": len(bad), **counts}
+    table = pa.table([list(c) for c in zip(*sorted(read.good), strict=True)], schema=CAPTIONS)
+    told = {"captions": len(table), "repeated_rows": read.repeated, "bad_rows": len(read.bad)}
+    return table, told | counts

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,41 @@ def add_file(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(zipfile.ZipInfo(name, (2023, 10, 2, 0, 0, 0)), content)
 
 
+def _served(content: bytes, fate: str, rng: Rng) -> bytes | None:
+    """What a link of this fate leads to: the picture, the first part of it, a page, or nothing."""
+    if fate == "truncated":
+        return content[: int(len(content) * rng.uniform(0.2, 0.7))]
+    return {"fine": content, "page": PAGE}.get(fate)
+
+
+def _links(
+    concept: Concept, concepts: list[Concept], web: Web, fates: dict[str, float], rng: Rng
+) -> Iterator[tuple[dict, bytes | None]]:
+    """A new picture of a concept, as one link to it or two: rows of `TRUTH` and what they give."""
+    style = web.styles[rng.integers(len(web.styles))]
+    svg = concept.drawings[rng.integers(len(concept.drawings))]
+    strength = rng.uniform(web.strength[0], web.strength[1])
+    content = jpeg(draw(svg, style, rng, web.size, strength))
+    fate = str(rng.choice(list(fates), p=list(fates.values())))
+    told, mismatched = concept, bool(rng.random() < web.wrong_captions)
+    if mismatched:
+        away = rng.integers(1, len(concepts))
+        told = concepts[(concepts.index(concept) + away) % len(concepts)]
+    for _ in range(2 if rng.random() < web.duplicates else 1):
+        url = f"{rng.integers(16**8):08x}.jpg"
+        served = _served(content, fate, rng)
+        row = {
+            "caption": alt_text(told.name, style, rng),
+            "url": url,
+            "name": concept.name,
+            "family": concept.family,
+            "style": style,
+            "fate": fate,
+            "mismatched": mismatched,
+        }
+        yield row, served
+
+
 def draw_web(concepts: list[Concept], web: Web, seed: int, out: Path, progress) -> dict[str, int]:
     """Writes captions.tsv (caption, URL; no header), pictures.zip and truth.parquet into `out`.
 
@@ -86,40 +122,10 @@ def draw_web(concepts: list[Concept], web: Web, seed: int, out: Path, progress) 
     ):
         for concept in progress(concepts, "drawing"):
             for _ in range(web.pictures_per_class):
-                style = web.styles[rng.integers(len(web.styles))]
-                svg = concept.drawings[rng.integers(len(concept.drawings))]
-                content = jpeg(
-                    draw(svg, style, rng, web.size, rng.uniform(web.strength[0], web.strength[1]))
-                )
-                fate = str(rng.choice(list(fates), p=list(fates.values())))
-                mismatched = bool(rng.random() < web.wrong_captions)
-                told = (
-                    concepts[
-                        (concepts.index(concept) + rng.integers(1, len(concepts))) % len(concepts)
-                    ]
-                    if mismatched
-                    else concept
-                )
-                copies = 2 if rng.random() < web.duplicates else 1
-                for _ in range(copies):
-                    url = f"{rng.integers(16**8):08x}.jpg"
-                    if fate == "fine":
-                        add_file(archive, url, content)
-                    elif fate == "truncated":
-                        add_file(archive, url, content[: int(len(content) * rng.uniform(0.2, 0.7))])
-                    elif fate == "page":
-                        add_file(archive, url, PAGE)
-                    rows.append(
-                        {
-                            "caption": alt_text(told.name, style, rng),
-                            "url": url,
-                            "name": concept.name,
-                            "family": concept.family,
-                            "style": style,
-                            "fate": fate,
-                            "mismatched": mismatched,
-                        }
-                    )
+                for row, served in _links(concept, concepts, web, fates, rng):
+                    if served is not None:
+                        add_file(archive, row["url"], served)
+                    rows.append(row)
     rows = [rows[i] for i in rng.permutation(len(rows))]
     with replacing(out / "captions.tsv") as temporary:
         temporary.write_text(

@@ -26,16 +26,10 @@ class Item(NamedTuple):
 Parts = dict[str, list[Item]]  # train, val, test; an empty list where a dataset has no such part
 
 
-def check_parts(parts: Parts, where: Path, one_name: bool = True) -> None:
-    """Raises InputError naming `where`, the class and the remedy.
-
-    Labels must count from 0 without a gap and have one name each, and no two the same one (unless
-    `one_name` is False); there must be two classes at least, all in test and, if there is a train
-    part, in it too; no picture may be in two parts.
-    """
+def _names(parts: Parts, where: Path) -> dict[int, str]:
+    """Label → name; InputError for a label of two names, and for a picture in two parts."""
     place: dict[str, str] = {}
     names: dict[int, str] = {}
-    labels = {part: {item.label for item in items} for part, items in parts.items()}
     for part, items in parts.items():
         for item in items:
             if names.setdefault(item.label, item.name) != item.name:
@@ -48,18 +42,15 @@ def check_parts(parts: Parts, where: Path, one_name: bool = True) -> None:
                     f"{where}: {item.file} is in {place[item.file]} and in {part}; leave it in "
                     "one of them"
                 )
-    if not labels["test"]:
-        raise InputError(f"{where}: has no test pictures; nothing could be judged")
-    gap = next((label for label in range(len(names)) if label not in names), None)
-    if gap is not None:
-        raise InputError(
-            f"{where}: no picture has label {gap}, but some have label {max(names)}; labels count "
-            "from 0 without a gap"
-        )
+    return names
+
+
+def _check_twins(names: dict[int, str], where: Path) -> None:
+    """InputError for two labels of one name."""
     twins: dict[str, int] = {}
     for label, name in sorted(names.items()):
         first = twins.setdefault(same_words(name), label)
-        if one_name and first != label:
+        if first != label:
             called = (
                 f"both called '{name}'"
                 if class_name(names[first]) == class_name(name)
@@ -69,6 +60,27 @@ def check_parts(parts: Parts, where: Path, one_name: bool = True) -> None:
                 f"{where}: labels {first} and {label} are {called}, which no prompt tells apart; "
                 "rename or merge them"
             )
+
+
+def check_parts(parts: Parts, where: Path, one_name: bool = True) -> None:
+    """Raises InputError naming `where`, the class and the remedy.
+
+    Labels must count from 0 without a gap and have one name each, and no two the same one (unless
+    `one_name` is False); there must be two classes at least, all in test and, if there is a train
+    part, in it too; no picture may be in two parts.
+    """
+    names = _names(parts, where)
+    labels = {part: {item.label for item in items} for part, items in parts.items()}
+    if not labels["test"]:
+        raise InputError(f"{where}: has no test pictures; nothing could be judged")
+    gap = next((label for label in range(len(names)) if label not in names), None)
+    if gap is not None:
+        raise InputError(
+            f"{where}: no picture has label {gap}, but some have label {max(names)}; labels count "
+            "from 0 without a gap"
+        )
+    if one_name:
+        _check_twins(names, where)
     if len(names) < 2:
         raise InputError(
             f"{where}: has only the class '{names[0]}', so the new half is empty; base and new "
