@@ -67,6 +67,7 @@ def print_table(figures: dict[str, dict[str, float]], titles: dict[str, str]) ->
 
 def marks_of(benchmarks: Path, names: Iterable[str]) -> dict[str, str]:
     """What is to be said of a benchmark's split, where it is not the reference's."""
+    warn_of_left_overs(benchmarks, names)
     read_as = {name: read_json(benchmarks / name / "about.json")["split"] for name in names}
     return {
         name: NOT_THE_REFERENCE[split]
@@ -94,6 +95,7 @@ def tables_of(results: pl.DataFrame, benchmarks: Path, p: SimpleNamespace) -> li
 
 def read_curves(starts: Path, methods: Methods) -> dict[str, pl.DataFrame]:
     """By method, how the starts that GRAM learned were meta-learned."""
+    warn_of_left_overs(starts, methods.names)
     learned = [name for name, method in methods.meta.items() if method.algorithm == "gram"]
     return {name: pl.read_csv(starts / name / "curve.csv") for name in learned}
 
@@ -154,9 +156,7 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     titles, benchmarks = p.methods.called, judged_on(p.protocols)
-    warn_of_left_overs(args.starts, titles)
     warn_of_left_overs(args.scores, titles)
-    warn_of_left_overs(args.benchmarks, p.templates)
     results = read_results(args.scores, p.protocols, titles)
     figures_of = {m: headline(results.filter(pl.col("method") == m), p.protocols) for m in titles}
     tables = tables_of(results, args.benchmarks, p)
