@@ -31,7 +31,9 @@ FIGURES = ("base", "new", "H")
 
 
 def read_runs(folder: Path, study: Study) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """method, seed and `FIGURES` of every run; and method, epoch, head, top1, averaged over seeds.
+    """method, seed, `FIGURES` (means over few-shot draws) and their variances over these draws
+    (`<figure>_draws`, null for one draw) of every run; and method, epoch, head, top1, averaged over
+    seeds, of the draws that were judged after every epoch.
 
     Raises InputError if a run is missing.
     """
@@ -44,19 +46,34 @@ def read_runs(folder: Path, study: Study) -> tuple[pl.DataFrame, pl.DataFrame]:
             if not run_folder.is_dir():
                 raise InputError(f"{run_folder}: missing; `make study` makes it")
             judged = read_verdicts(run_folder, study.benchmarks)
-            found.append({"method": method, "seed": seed, **headline(judged, {})})
+            spread = variances(judged)
+            found.append({"method": method, "seed": seed, **headline(judged, {}), **spread})
             of_run = read_epochs(run_folder, study.benchmarks)
-            epochs.append(of_run.with_columns(method=pl.lit(method)))
+            judged_after = pl.len().over("source", "head", "seed")
+            whole = of_run.filter(judged_after == judged_after.max())
+            epochs.append(whole.with_columns(method=pl.lit(method)))
     by_epoch = pl.concat(epochs).group_by("method", "epoch", "head").agg(pl.col("top1").mean())
     return pl.DataFrame(found), by_epoch.sort("method", "head", "epoch")
 
 
+def variances(judged: pl.DataFrame) -> dict[str, float | None]:
+    """Of a run's `FIGURES` over its few-shot draws."""
+    parts = judged.partition_by("seed", maintain_order=True)
+    of_draws = pl.DataFrame([headline(of_draw, {}) for of_draw in parts])
+    return {f"{k}_draws": of_draws[k].var() for k in FIGURES}
+
+
 def method_rows(runs: pl.DataFrame, titles: dict[str, str]) -> list[dict]:
-    """Mean and standard deviation over seeds of every method."""
+    """Mean of every method, its standard deviation over seeds, and that over few-shot draws within
+    a seed (null for one draw).
+    """
     rows = []
     for method, title in titles.items():
         of_method = runs.filter(pl.col("method") == method)
         spread = {f"{k}_sd": of_method[k].std() for k in FIGURES}
+        for k in FIGURES:
+            within = of_method[f"{k}_draws"].mean()
+            spread[f"{k}_draws_sd"] = None if within is None else within**0.5
         rows.append(
             {
                 "method": method,
@@ -93,9 +110,10 @@ def print_rows(title: str, rows: list[dict], spread: str, form: str) -> None:
     for name in FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(
-            row["title"], *(f"{row[k]:{form}} ± {row[f'{k}_{spread}']:.2f}" for k in FIGURES)
-        )
+        cells = [f"{row[k]:{form}} ± {row[f'{k}_{spread}']:.2f}" for k in FIGURES]
+        within = [row.get(f"{k}_draws_sd") for k in FIGURES]
+        shown = ["" if sd is None else f" ({sd:.2f})" for sd in within]
+        table.add_row(row["title"], *map("".join, zip(cells, shown, strict=True)))
     Console().print(table)
 
 
@@ -159,7 +177,7 @@ def main():
     ):
         with replacing(args.out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    average = "Average over benchmarks (%), mean ± standard deviation over seeds"
+    average = "Average over benchmarks (%), mean ± standard deviation over seeds (over draws)"
     print_rows(average, rows, "sd", ".2f")
     print_rows("Paired differences (points), mean ± 95% interval", pairs, "ci", "+.2f")
     metrics = {

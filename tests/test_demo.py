@@ -414,6 +414,7 @@ def test_a_study_runs_what_the_main_chain_runs_and_compares_it(demo, tmp_path):
     folder, runs = demo[0], tmp_path / "runs"
     changes = {
         "study.seeds": [1, 2],
+        "study.draws": "turns",
         "study.labelled": {},
         "study.methods": {
             "direct": {"coop": {"prompt": "coop"}},

@@ -235,7 +235,13 @@ def test_a_trial_gives_each_benchmark_what_the_study_says(monkeypatch, tmp_path)
         assert of_tuning[:3] == ("y {}.", start, "drawn") and of_tuning[4] == draw
         assert of_tuning[3].batch == 1
         assert of_judging[0] == "y" and of_judging[1].base_to_new == [8]
-        assert of_judging[2]["base"] == {(8, seed, 0): {"a": 0}, (8, seed, 1): {"a": 1}}
+        assert of_judging[2]["base"] == {(8, draw, 0): {"a": 0}, (8, draw, 1): {"a": 1}}
+    told.clear()
+    both = trial.Trial(entries, ["y"], 8, [7, 9], tuning, "all")
+    trial.tune_and_judge(None, start, 2, both, tmp_path, tmp_path)
+    assert [given[4] for given in (told[0], told[2])] == [9, 7]
+    # after every epoch on its own draw, after the last on the other
+    assert list(told[4][2]["base"]) == [(8, 9, 0), (8, 9, 1), (8, 7, 1)]
 
 
 # --- noise filter ---

@@ -18,6 +18,8 @@ TokenCount = Annotated[int, Field(ge=1, le=64)]
 Pairs = Annotated[
     list[Annotated[list[Name], Field(min_length=2, max_length=2), Distinct]], Distinct
 ]
+# few-shot draws of a study's seed: one of them in turn, or all
+DrawsOfASeed = Literal["turns", "all"]
 Prompt = Literal["coop", "cocoop", "vpt", "joint", "coupled"]
 
 
@@ -146,7 +148,7 @@ class Study(Section):
     with whom.
     """
 
-    # of initial tokens, episodes and the few-shot draw at once
+    # meta-seeds: of initial tokens and of episodes, on the same clusters
     seeds: Annotated[list[Seed], Field(min_length=2), Distinct]
     episodes: dict[Name, Episodes]  # tasks, drawn anew for every seed
     labelled: dict[Name, Labelled]
@@ -154,6 +156,7 @@ class Study(Section):
     # tuned on their base classes, judged on both halves
     benchmarks: Annotated[Benchmarks, Field(min_length=1)]
     shots: Count
+    draws: DrawsOfASeed
     # (method, the one it is compared with)
     pairs: Pairs
 

@@ -17,6 +17,7 @@ from pipeline.benchmarks.protocols import Run
 from pipeline.clip.backbone import Backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.errors import naming
+from pipeline.gram.params import DrawsOfASeed
 from pipeline.gram.tune import tune
 from pipeline.prompts.starts import Start, method_of, save_start
 from pipeline.stage import progress, unwatched
@@ -27,7 +28,9 @@ class Trial:
     """What a start is tuned on: `shots` pictures per class of every benchmark of `sources`.
 
     Attributes:
-        draws: seeds of the few-shot draws; seed s of a study takes the s-th of them, in turn.
+        draws: seeds of the few-shot draws. which: "turns": seed s of a study takes the s-th of
+            them, in turn; "all": every seed takes all of them, so that their spread can be told
+            from that of the learning.
     """
 
     templates: dict[str, str]
@@ -35,6 +38,13 @@ class Trial:
     shots: int
     draws: list[int]
     tuning: Sgd
+    which: DrawsOfASeed = "turns"
+
+    def of(self, seed: int) -> list[int]:
+        """The draws that a seed of the study is tuned on, its own in turn first."""
+        own = self.draws[(seed - 1) % len(self.draws)]
+        others = self.draws if self.which == "all" else []
+        return list(dict.fromkeys([own, *others]))
 
 
 # The fields of `Trial`, and the backbone, for a stage's READS.
@@ -44,6 +54,7 @@ TRIAL = {
     "sources": ("study.benchmarks", list[str]),
     "shots": ("study.shots", Count),
     "draws": ("few_shot.draws", Seeds),
+    "which": ("study.draws", DrawsOfASeed),
     "rates": ("tuning", Rates),
 }
 
@@ -51,7 +62,7 @@ TRIAL = {
 def trial_of(p: SimpleNamespace, batch: Path) -> Trial:
     """From what a stage read of `TRIAL`, and the file with the batch of the method's kind."""
     tuning = Sgd(**p.rates.model_dump(), batch=read_json(batch)["batch"])
-    return Trial(p.templates, p.sources, p.shots, p.draws, tuning)
+    return Trial(p.templates, p.sources, p.shots, p.draws, tuning, p.which)
 
 
 def tune_and_judge(
@@ -63,8 +74,9 @@ def tune_and_judge(
     work: Path,
     watch: Callable = unwatched,
 ) -> str:
-    """Writes the start and, for every source, <source>.parquet and <source>.csv (accuracy after
-    every epoch) to `work`.
+    """Writes the start and, for every source, <source>.parquet and <source>.csv to `work`: judged
+    after every epoch on the seed's own draw, after the last on the others. Their column `seed` is
+    the few-shot draw's.
 
     Args:
         folder: the benchmarks' artifacts, a folder each.
@@ -74,16 +86,19 @@ def tune_and_judge(
         The averages over benchmarks in words.
     """
     save_start(start, work)
-    draw, shots = trial.draws[(seed - 1) % len(trial.draws)], trial.shots
+    shots = trial.shots
     settings = Protocols(base_to_new=[shots], all_classes=[])
     for name in progress(trial.sources, "benchmarks"):
-        method = method_of(start.about, backbone, trial.templates[name])
-        drawn = few_shots(folder / name, method, "base", shots, draw)
-        curve = f"loss/{name}"
-        told = lambda epoch, loss, curve=curve: watch(epoch, **{curve: loss})
-        with naming(f"{start.prompt} on {name}, {Run('base', shots, draw)}"):
-            tuned = tune(method, start, drawn, trial.tuning, draw, told)
-        after = {(shots, seed, epoch): t for epoch, t in enumerate([start.theta, *tuned])}
+        method, after = method_of(start.about, backbone, trial.templates[name]), {}
+        for number, draw in enumerate(trial.of(seed)):
+            drawn = few_shots(folder / name, method, "base", shots, draw)
+            curve = f"loss/{name}/{draw}" if number else f"loss/{name}"
+            told = lambda epoch, loss, curve=curve: watch(epoch, **{curve: loss})
+            with naming(f"{start.prompt} on {name}, {Run('base', shots, draw)}"):
+                tuned = tune(method, start, drawn, trial.tuning, draw, told)
+            states = dict(enumerate([start.theta, *tuned]))
+            judged_after = [len(tuned)] if number else list(states)
+            after |= {(shots, draw, epoch): states[epoch] for epoch in judged_after}
         judged = judge_source(name, settings, {"base": after, "all": {}}, lambda _: method, folder)
         save_judged(judged, work, name)
     found = headline(read_verdicts(work, trial.sources), {})
