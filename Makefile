@@ -25,7 +25,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 BASELINES := git for-each-ref --format='%(refname)' refs/exps | \
   sed -n 's|^refs/exps/\([0-9a-f]\{2\}\)/\([0-9a-f]\{38\}\)/.*|--rev \1\2|p' | sort -u
 
-.PHONY: repro test test-quick test-slow lint check benchmarks dag study experiments mlflow team share fetch verify accept tidy clean
+.PHONY: repro test test-quick test-slow lint check benchmarks dag study experiments mlflow team share fetch verify accept tag tidy clean
 
 repro: $(READY) check  ## run whatever is stale, from captions to the report
 	@python -m pipeline.tidy --cached
@@ -85,6 +85,9 @@ fetch: $(READY)  ## from there: experiments, the run cache, and all that learnin
 
 accept: $(READY)  ## an edit of the code is harmless: what is stale for its code alone is not
 	@python -m pipeline.accept
+
+tag: $(READY)  ## VERSION=v1.0.0: a version for the artifacts of this commit, which others take by name
+	@tags=$$(python -m pipeline.tag "$(VERSION)") && git push $(GIT_REMOTE) $$tags
 
 tidy: $(READY)  ## what is left of methods, benchmarks and seeds that are gone is removed
 	@python -m pipeline.tidy

@@ -133,7 +133,7 @@ def of_plots(
     titled = {titles[name]: curve for name, curve in curves.items()}
     agreement = {"raw_agreement": ", raw", "regulated_agreement": ", regulated"}
     return {
-        "loss": curves_table(titled, {"query_loss": ""}, "nats"),
+        "loss": curves_table(titled, {"query_loss": ""}, "nats", every=10),
         "agreement": curves_table(titled, agreement, "cosine"),
         **{f"epochs-{half}": epochs_table(epochs, half, titles) for half in HALVES},
     }

@@ -258,6 +258,7 @@ def test_rooms_point_one_way():
         "accept",
         "tidy",
         "remove",
+        "tag",
     ]
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         room = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")

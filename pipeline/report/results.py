@@ -47,23 +47,26 @@ def epochs_table(epochs: pl.DataFrame, head: str, titles: Mapping[str, str]) -> 
 
 
 def curves_table(
-    curves: Mapping[str, pl.DataFrame], figures: Mapping[str, str], value: str
+    curves: Mapping[str, pl.DataFrame], figures: Mapping[str, str], value: str, every: int = 1
 ) -> pl.DataFrame:
     """step, line, `value` for `dvc plots`: of every meta-learned method the steps at which a
     figure was measured.
 
     Args:
         curves: title → its curve. figures: column of the curve → what its line is called beside
-        the title.
+        the title. every: steps that are averaged.
     """
     parts = [pl.DataFrame(schema={"step": pl.Int64, "line": pl.String, value: pl.Float64})]
     for title, curve in curves.items():
         parts += [
             curve.select(
-                pl.col("step").cast(pl.Int64),
+                pl.col("step").cast(pl.Int64) // every * every,
                 line=pl.lit(f"{title}{word}"),
                 **{value: pl.col(figure).cast(pl.Float64)},
-            ).drop_nulls()
+            )
+            .group_by("step", "line", maintain_order=True)
+            .agg(pl.col(value).mean())
+            .drop_nulls()
             for figure, word in figures.items()
         ]
     return pl.concat(parts)
