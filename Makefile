@@ -32,9 +32,10 @@ repro: $(READY) check  ## run whatever is stale, from captions to the report
 	@dvc repro
 	@echo "report: $(CURDIR)/data/report/report.html"
 
-check: $(READY)  ## is params.yaml sound, and is nothing left of entries that are gone?
+check: $(READY)  ## is params.yaml sound, is something left of entries that are gone, are libraries others than those pinned?
 	@python -m pipeline.schema params.yaml
 	@python -m pipeline.tidy --dry
+	@python -m pipeline.versions
 
 lint: $(READY)  ## form, rules and types of the code
 	@ruff format --check .

@@ -259,6 +259,7 @@ def test_rooms_point_one_way():
         "tidy",
         "remove",
         "tag",
+        "versions",
     ]
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         room = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
