@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+def ahead(items: Iterator[Item], count: int) -> Generator[Item, None, None]:
     """The same items in the same order, up to `count` of them made in a thread while the present
     one is used.
 

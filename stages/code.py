@@ -27,8 +27,12 @@ READS = {
 
 def kinds_of(method: Method) -> dict[str, str]:
     """Which entries of `pipeline.code.TABLES` a method's stages run."""
-    regulated = getattr(method, "algorithm", None) == "gram" and method.regulator == "affine"  # type: ignore[attr-defined]
-    return {"prompt": method.prompt, "regulator": "affine" if regulated else "plain"}
+    learned = isinstance(method, MetaMethod) and method.algorithm == "gram"
+    regulator = method.regulator if isinstance(method, MetaMethod) and learned else None
+    return {
+        "prompt": method.prompt,
+        "regulator": "affine" if regulator == "affine" else "plain",
+    }
 
 
 def write(found: dict[str, str], path: Path) -> None:

@@ -31,7 +31,7 @@ def main():
         return "not measured: 'topics.repeats' is 0", {}, args.metrics
     found = read_clustered(args.sentences, args.reduced)
     settings = of_sample(p.topics, found.share)
-    mean = stability(found.vectors, found.weight, found.topic, settings, p.seed)  # type: ignore[arg-type]
+    mean = stability(found.vectors, found.weight, found.topic, settings, p.seed)
     return f"ARI with other seeds {mean:.2f}", {"stability": mean}, args.metrics
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -33,6 +34,7 @@ from pipeline.errors import InputError
 from pipeline.neighbours import PROBES, exact_index, search_index
 
 MAP_EPOCHS = 100  # UMAP's own default for few points is 500; the map starts from a finished layout
+AGrouping = TypeVar("AGrouping", bound=Grouping)
 JOINED = 8_192  # outliers that are compared with all topics at once
 
 
@@ -183,7 +185,7 @@ def group(
     )
 
 
-def of_sample(settings: Grouping, share: float) -> Grouping:
+def of_sample(settings: AGrouping, share: float) -> AGrouping:
     """The same with the least size of a topic in a sample of this share."""
     least = max(2, round(settings.min_cluster_size * share))
     return settings.model_copy(update={"min_cluster_size": least})
@@ -288,7 +290,7 @@ def find_topics(vectors: np.ndarray, settings: Clustering, seed: int, progress) 
     fitted = sample_of(different, settings.fit_on, seed)
     sample = (vectors if len(fitted) == different else vectors[fitted]).astype(np.float32)
     smaller = of_sample(settings, len(fitted) / different)
-    grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress)  # type: ignore[arg-type]
+    grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress)
     topic, strength = grouped.topic, grouped.strength
     if len(fitted) < different:
         nearest = follow(vectors, sample, fitted, settings, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import islice
 
@@ -33,7 +33,9 @@ def learning_rate(epoch: int, epochs: int, settings: Sgd) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
-def _steps(draw: Draw, batch: int, seed: int, device: torch.device) -> Iterator[list[torch.Tensor]]:
+def _steps(
+    draw: Draw, batch: int, seed: int, device: torch.device
+) -> Generator[list[torch.Tensor], None, None]:
     """Views (1, b, …) and labels (1, b) of every step, epoch after epoch, waiting on the CPU; the
     pictures left over at an epoch's end are left out.
     """
@@ -81,7 +83,7 @@ def tune(
     coming = _steps(draw, batch, seed, device)
     # cached features take less time than a thread
     coming = ahead(coming, 2) if method.sees_pixels else coming
-    with within_memory(LESS), closing(coming) as steps:  # type: ignore[type-var]
+    with within_memory(LESS), closing(coming) as steps:
         for epoch in range(len(draw.views)):
             optimiser.param_groups[0]["lr"] = learning_rate(epoch, len(draw.views), settings)
             losses = []

@@ -52,7 +52,9 @@ class Validation:
             return {}
         inner = replace(self.inner, second_order=False)
         sums = torch.zeros(1 + len(COLUMNS), dtype=torch.float64, device=method.backbone.device)
-        for ((tasks, pictures),) in read_ahead(method, self._own(method), lambda own: [own]):
+        for ((tasks, pictures),) in read_ahead(
+            method, self._own(method, self.folder), lambda own: [own]
+        ):
             batch = load_batch(method, tasks, pictures)
             with forward_settings(method.backbone.device, self.outer):
                 found = _measured(method, theta, phi, batch, inner)
@@ -61,10 +63,10 @@ class Validation:
         parallel.mean_over_processes([sums])
         return dict(zip(COLUMNS, (sums[1:] / sums[0]).tolist(), strict=True))
 
-    def _own(self, method: PromptMethod) -> Iterator[list[Episode]]:
+    def _own(self, method: PromptMethod, folder: Path) -> Iterator[list[Episode]]:
         """This process's tasks, `at_once` together."""
         rank, processes = parallel.join(method.backbone.device)
-        tasks = read_episodes(self.folder, method.sees_pixels)  # type: ignore[arg-type]
+        tasks = read_episodes(folder, method.sees_pixels)
         own = islice(tasks, rank, None, processes)
         while share := list(islice(own, self.at_once)):
             yield share

@@ -22,10 +22,10 @@ def as_data_url(picture: bytes) -> str:
 
 def thumbnail(picture: bytes) -> bytes:
     """A JPEG file of `SHOWN` pixels at most; one that is no larger stays as it is."""
-    image = Image.open(io.BytesIO(picture))
-    if max(image.size) <= SHOWN:
+    stored = Image.open(io.BytesIO(picture))
+    if max(stored.size) <= SHOWN:
         return picture
-    image = ImageOps.exif_transpose(image).convert("RGB")  # type: ignore[assignment]
+    image = ImageOps.exif_transpose(stored).convert("RGB")
     image.thumbnail((SHOWN, SHOWN))
     small = io.BytesIO()
     image.save(small, "JPEG", quality=85)
