@@ -141,7 +141,8 @@ class CloseRows:
         """
         radius = 2 - 2 * least + SLACK
         limits, _, found = self.index.range_search(self.narrow.apply(rows), radius)
-        of = np.repeat(np.arange(len(rows)), np.diff(limits.astype(np.int64)))
+        ends = limits.astype(np.int64)
+        of = np.repeat(np.arange(len(rows)), ends[1:] - ends[:-1])
         similarity = np.empty(len(found), np.float32)
         for start in range(0, len(found), BLOCK):
             part = slice(start, start + BLOCK)

@@ -183,6 +183,7 @@ def chosen_names(
     if settings.merge_same is None:
         return topic, list(map(unique_names(ranked, counted.words).get, range(len(sizes))))
     best = dict(ranked.unique("topic", keep="first").select("topic", "word").iter_rows())
-    names = [counted.words[best[row]] if row in best else None for row in range(len(sizes))]
+    words = counted.words.tolist()
+    names = [words[best[row]] if row in best else None for row in range(len(sizes))]
     number, names = merge_same(names, sizes, settings.merge_same, encode)
     return number[topic], names

@@ -218,9 +218,13 @@ def filter_pairs(
         )
     scores = found.own
     if found.text is not None:
-        both = (part.astype(np.float32) for part in (found.image, found.text))
-        picture = whole["picture"].rank("dense").to_numpy()
-        scores = match_scores(*both, settings.score, settings.neighbours, picture)
+        scores = match_scores(
+            found.image.astype(np.float32),
+            found.text.astype(np.float32),
+            settings.score,
+            settings.neighbours,
+            whole["picture"].rank("dense").to_numpy(),
+        )
     floor = least_score(scores, settings)
     place = place.with_columns(score=pl.Series(scores, dtype=pl.Float32))
     judged = _judged(
