@@ -103,7 +103,7 @@ def choose(
     logits = {m: held_out_logits(task, m, seen, labels, parts, tick) for m in methods}
     right = {m: found.argmax(axis=1) == labels for m, found in logits.items()}
     best = max(methods, key=lambda m: right[m].sum())  # of equals the simplest
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "method": m,
             "title": titled(m, task.start),

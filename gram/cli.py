@@ -102,7 +102,9 @@ def adapt(
     minutes: Annotated[
         float, typer.Option(min=0.0, help="Leave out methods that would take longer in all.")
     ] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Of folds, views and tuning.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of folds, views and tuning.")
+    ] = 1,
     as_json_: AsJson = False,
 ) -> None:
     """Makes a classifier of a folder of pictures, and says how good it is."""
@@ -234,6 +236,9 @@ def main() -> None:
         app()
     except InputError as error:
         say(f"gram: error: {error}")
+        sys.exit(1)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        say(f"gram: error: {error.filename or 'the file system'}: {error.strerror or error}")
         sys.exit(1)
     except KeyboardInterrupt:
         say("gram: interrupted; nothing was written")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -112,7 +113,7 @@ def _from_folder(path: Path) -> tuple[Collection, list[str]]:
     problems += [
         f"{path}: the folder '{name}' holds no pictures; add some or remove it" for name in empty
     ]
-    problems += _twins(path, folders)
+    problems += twins(path, folders)
     notes = [
         f"{count} files '{ending}' are no pictures that are read"
         for ending, count in pictures.passed_over.items()
@@ -120,16 +121,16 @@ def _from_folder(path: Path) -> tuple[Collection, list[str]]:
     return Collection(str(path), files, labels, pictures.read, notes), problems
 
 
-def _twins(path: Path, folders: set[str]) -> list[str]:
-    """Folders whose names are one prompt: they differ in case, or in _ for a space."""
+def twins(source: Path | str, names: Iterable[str]) -> list[str]:
+    """What is wrong with names of one prompt: they differ in case, or _ is a space."""
     seen: dict[str, str] = {}
     found = []
-    for name in sorted(folders):
+    for name in sorted(names):
         first = seen.setdefault(same_words(name), name)
         if first != name:
             found.append(
-                f"{path}: the classes '{first}' and '{name}' differ in case or spaces only; merge "
-                "them, or give one another name"
+                f"{source}: the classes '{first}' and '{name}' differ in case or spaces only; "
+                "merge them, or give one another name"
             )
     return found
 
@@ -147,15 +148,14 @@ def _from_csv(path: Path) -> tuple[Collection, list[str]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a CSV in UTF-8 ({error})") from None
     files, labels, problems = [], [], []
-    for number, file, label in lines:
-        if not file or not (label or "").strip():
+    for number, name, label in lines:
+        if not name or not (label or "").strip():
             problems.append(f"{path}, line {number}: has no path or no label; fill it in")
-        elif not (path.parent / file).is_file():
-            problems.append(f"{path}, line {number}: there is no picture '{path.parent / file}'")
+        elif not (path.parent / name).is_file():
+            problems.append(f"{path}, line {number}: there is no picture '{path.parent / name}'")
         else:
-            files.append(file)
+            files.append(name)
             labels.append(label.strip())
-    problems += _twins(path, set(labels))
     return Collection(str(path), files, labels, lambda f: (path.parent / f).read_bytes()), problems
 
 
@@ -176,10 +176,22 @@ def _count_problems(found: Collection) -> Iterator[str]:
 
 
 def _without_copies(found: Collection) -> tuple[Collection, list[str]]:
-    """Each picture once, by its bytes; one that stands in two classes is a problem."""
-    digests = [hashlib.sha256(found.read(file)).hexdigest() for file in found.files]
+    """Each picture once, by its bytes; one that stands in two classes is a problem, and so is a
+    file that cannot be read.
+    """
+    digests, problems = [], []
+    for file in found.files:
+        try:
+            digests.append(hashlib.sha256(found.read(file)).hexdigest())
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            problems.append(
+                f"{found.source}: '{file}' cannot be read ({reason}); replace or remove it"
+            )
+    if problems:
+        return found, problems
     first: dict[str, int] = {}
-    kept, problems = [], []
+    kept = []
     for i, label in enumerate(found.labels):
         earlier = first.setdefault(digests[i], i)
         if earlier == i:
@@ -200,7 +212,7 @@ def _without_copies(found: Collection) -> tuple[Collection, list[str]]:
 
 def copies_and_counts(found: Collection) -> tuple[Collection, list[str]]:
     """Each picture once, and what is wrong with the classes or with pictures in two of them."""
-    problems = [*_count_problems(found)]
+    problems = [*_count_problems(found), *twins(found.source, found.names)]
     if len(found.names) <= MOST_CLASSES:
         found, more = _without_copies(found)
         problems += more
@@ -218,7 +230,7 @@ def examine(path: Path | str) -> tuple[Collection, list[str]]:
     found, problems = _from_csv(path) if is_csv else _from_folder(path)
     if found.files or not problems:
         found, more = copies_and_counts(found)
-        problems += more
+        problems = list(dict.fromkeys([*problems, *more]))
     return found, problems
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from gram.model_folder import check_target, read_config
 from gram.trust import calibration_error, sets, share_interval
 from pipeline.errors import InputError
 from pipeline.pictures import Pictures
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 UNSURE = "unsure"
 
@@ -53,7 +56,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def bars() -> Iterator[Callable]:
+def bars() -> Iterator[Progress]:
     """Progress bars on a terminal's error stream; elsewhere nothing is shown."""
     from rich.console import Console
     from rich.progress import Progress
@@ -93,7 +96,6 @@ def adapt_folder(
             lambda: progress.advance(learning),
         )
     settings.save(out)
-    measured = settings.held_out_ is not None
     return {
         "model": str(out),
         "method": settings.method_,
@@ -102,9 +104,9 @@ def adapt_folder(
         "pictures": len(collection.files),
         "folds": ready.folds,
         "left_out": list(left_out),
-        "accuracy": float((settings.held_out_.argmax(axis=1) == settings.targets_).mean())
-        if measured
-        else None,
+        "accuracy": None
+        if settings.held_out_ is None
+        else float((settings.held_out_.argmax(axis=1) == settings.targets_).mean()),
         "comparison": settings.comparison_,
     }
 
@@ -154,13 +156,12 @@ def predict_pictures(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A row per picture that can be read, and what is wrong with the others."""
     model = _renamed(PromptClassifier.load(folder, backbone), asked.names)
-    if asked.unsure is not None:
-        threshold = model.threshold(asked.unsure)
-        if threshold >= 1:
-            say(
-                f"note: {len(model.scores_)} held-out pictures are too few to be sure of any at "
-                f"{asked.unsure:g}; take a smaller share, or adapt to more pictures"
-            )
+    threshold = None if asked.unsure is None else model.threshold(asked.unsure)
+    if model.scores_ is not None and threshold is not None and threshold >= 1:
+        say(
+            f"note: {len(model.scores_)} held-out pictures are too few to be sure of any at "
+            f"{asked.unsure:g}; take a smaller share, or adapt to more pictures"
+        )
     kept, unreadable = [], []
 
     def pictures() -> Iterator:
@@ -173,7 +174,7 @@ def predict_pictures(
                 kept.append(file)
 
     chances = model.probabilities(model.looked(pictures()))
-    marks = None if asked.unsure is None else sets(chances, threshold)
+    marks = None if threshold is None else sets(chances, threshold)
     rows = [
         _row(model, file, chances[i], None if marks is None else marks[i], asked.top)
         for i, file in enumerate(kept)

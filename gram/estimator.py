@@ -16,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 
 from gram import methods as known
 from gram.choice import choose
-from gram.collection import Collection, most_folds
+from gram.collection import Collection, most_folds, twins
 from gram.inputs import Prepared, Say, checked_template, collected, loaded, readable, silent
 from gram.looking import all_opened, features_of_views, test_features
 from gram.prompted import (
@@ -94,6 +94,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         checked_template(self.template)
         if self.folds < 0 or self.folds == 1:
             raise InputError(f"'folds' is {self.folds}; take 0, or 2 and more")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"'seed' is {self.seed}; take a number from 0 to {2**32 - 1}")
         folds = most_folds(collection.labels, self.folds, collection.source)
         backbone, place = loaded(self.backbone, say)
         made_by = backbone_digest(place)
@@ -128,16 +130,20 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.collection_, self.targets_ = collection, labels
         self.backbone_, self.place_, self.digest_ = task.backbone, ready.place, ready.digest
         self.sight_ = sight_of(task, learned.about, learned.tokens)
-        self.task_, self.origin_ = task, None
-        self.scores_ = None if self.held_out_ is None else nonconformity(self.held_out_, labels)
+        self.task_ = task
+        self.origin_: Path | None = None
+        self.scores_: np.ndarray | None = None
+        if self.held_out_ is not None:
+            self.scores_ = nonconformity(self.held_out_, labels)
         return self
 
     def _measure(
         self, ready: Prepared, seen: Seen, labels: np.ndarray, tick: Callable[[], Any]
     ) -> None:
         """Takes a method, on held-out pictures where there are folds."""
-        self.held_out_, self.comparison_, self.temperature_ = None, [], 1.0
-        self.folds_ = ready.folds
+        self.held_out_: np.ndarray | None = None
+        self.comparison_: list[dict[str, Any]] = []
+        self.temperature_, self.folds_ = 1.0, ready.folds
         if not ready.folds:
             self.method_ = ready.methods[0]
             title = known.titled(self.method_, ready.task.start)
@@ -208,6 +214,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             )
         return set_threshold(self.scores_, coverage)
 
+    @property
+    def judged(self) -> np.ndarray:
+        """`held_out_`; InputError if nothing was held out."""
+        if self.held_out_ is None:
+            raise InputError("nothing was held out; adapt with --folds 2 or more")
+        return self.held_out_
+
     def with_classes(self, names: Sequence[str], replace: bool = False) -> PromptClassifier:
         """A copy that also knows `names`, of which it has no pictures; with `replace`, it knows
         these alone. Classes that were learned keep what was learned.
@@ -222,6 +235,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         wanted = list(dict.fromkeys([*kept, *asked]))
         if len(wanted) < 2 or not asked:
             raise InputError("give at least one class name, and two in all")
+        if alike := twins("other names", wanted):
+            raise InputError(alike[0])
         task = changed_in(self.task_, names=tuple(wanted))
         known.check_names(task, task.names, context_of(self.prompt_, self.tokens_))
         changed = copy(self)

@@ -23,12 +23,14 @@ EXTRA = 'needs the extra [onnx]: pip install "gram-pipeline[onnx]"'
 class Graph(nn.Module):
     """(n, 3, h, w) normalised pixels → (n, K) probabilities."""
 
-    def __init__(self, model: PromptClassifier) -> None:
+    weights: Tensor
+
+    def __init__(self, model: PromptClassifier, matrix: Tensor) -> None:
         super().__init__()
         plain = model.sight_ is model.backbone_
         self.tower = model.backbone_.model.visual if plain else model.sight_.model
         scale = float(model.backbone_.logit_scale) / model.temperature_
-        self.register_buffer("weights", (scale * model.matrix_.T).to(model.backbone_.device))
+        self.register_buffer("weights", (scale * matrix.T).to(model.backbone_.device))
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = nn.functional.normalize(self.tower(pixels), dim=-1)
@@ -84,11 +86,11 @@ def export(model: PromptClassifier, path: Path) -> float:
         raise InputError(f"exporting to ONNX {EXTRA} ({error.name} is missing)") from None
     if model.matrix_ is None:
         raise InputError(
-            f"{path}: a '{model.prompt_['prompt']}' prompt makes other class features for every "
+            f"{path}: {model.title_} makes other class features for every "
             "picture, so the graph of an image tower and one class matrix cannot say what it "
             "says; adapt with another method or start"
         )
-    graph = Graph(model).eval()
+    graph = Graph(model, model.matrix_).eval()
     like = torch.zeros(2, 3, *_side(model.backbone_.preprocess), device=model.backbone_.device)
     program = torch.onnx.export(
         graph,
@@ -100,6 +102,7 @@ def export(model: PromptClassifier, path: Path) -> float:
         dynamic_shapes={"pixels": {0: torch.export.Dim("pictures")}},
         verbose=False,
     )
+    assert program is not None, "dynamo=True"
     made = program.model_proto
     onnx.helper.set_model_props(made, _metadata(model))
     with replacing(path) as temporary:

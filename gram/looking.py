@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def opened(name: str, content: Callable[[], bytes]) -> Image.Image:
 
 def all_opened(read: Callable[[str], bytes], files: Sequence[str]) -> Iterator[Image.Image]:
     """The pictures one after another, each let go before the next."""
-    return (opened(file, lambda file=file: read(file)) for file in files)
+    return (opened(file, partial(read, file)) for file in files)
 
 
 def test_features(backbone: Backbone, pictures: Iterable[Image.Image]) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,31 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "gram-classifier", 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TOKENS = "tokens/"
+AGAIN = "adapt again, or take the whole folder from where it came"
+# What loading needs of config.json.
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "weights_sha256": str,
+    "backbone.name": str,
+    "backbone.path": str,
+    "backbone.sha256": str,
+    "method": str,
+    "title": str,
+    "prompt": (dict, type(None)),
+    "sentence": str,
+    "classes": list,
+    "template": str,
+    "temperature": (int, float),
+    "start": (str, type(None)),
+    "folds": int,
+    "seed": int,
+    "comparison": list,
+    "data.source": str,
+    "data.files": list,
+    "data.labels": list,
+    "data.notes": list,
+}
+PARTS = ("backbone", "data")
+MISSING = object()
 LIBRARIES = ("gram-pipeline", "torch", "open_clip_torch", "scikit-learn", "pillow", "numpy")
 
 
@@ -91,7 +117,7 @@ def held_out_table(model: PromptClassifier) -> pl.DataFrame:
     """path, label, predicted, right, probability of the prediction and of the truth, for every
     picture while its fold was held out.
     """
-    chances = model.held_out_
+    chances = model.judged
     rows, guessed = np.arange(len(chances)), chances.argmax(axis=1)
     return pl.DataFrame(
         {
@@ -106,7 +132,13 @@ def held_out_table(model: PromptClassifier) -> pl.DataFrame:
 
 
 def check_target(folder: Path) -> None:
-    """Raises InputError if something else than a classifier lies where one is to be written."""
+    """Raises InputError if something else than a classifier lies where one is to be written, or
+    nothing can be written there.
+    """
+    above = next(place for place in folder.absolute().parents if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "nothing can be written there" if above.is_dir() else "is a file"
+        raise InputError(f"{folder}: {above} {why}; choose another place for the classifier")
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file()
     ):
@@ -152,18 +184,22 @@ def _write(model: PromptClassifier, work: Path) -> None:
     write_card(model, work / "README.md")
 
 
+def _part(config: dict[str, Any], part: str) -> Iterable[tuple[str, Any]]:
+    found = config.get(part)
+    return found.items() if isinstance(found, dict) else ()
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json; InputError if it is missing, damaged or of another version."""
     path = folder / CONFIG
-    again = "adapt again, or take the whole folder from where it came"
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such model folder; `gram adapt` writes one")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: missing; {again}") from None
+        raise InputError(f"{path}: missing; {AGAIN}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: damaged ({error}); {again}") from None
+        raise InputError(f"{path}: damaged ({error}); {AGAIN}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{path}: is not of a classifier that `gram adapt` wrote")
     if config.get("version") != VERSION:
@@ -172,22 +208,25 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{VERSION}; adapt again, or install the gram that wrote it "
             f"({config.get('versions', {}).get('gram-pipeline')})"
         )
+    flat = config | {f"{part}.{key}": v for part in PARTS for key, v in _part(config, part)}
+    for key, kind in KEYS.items():
+        if not isinstance(flat.get(key, MISSING), kind):
+            raise InputError(f"{path}: damaged ('{key}' is missing, or not what it was); {AGAIN}")
     return config
 
 
 def _weights(folder: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS
-    again = "adapt again, or take the whole folder from where it came"
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path}: missing; {again}") from None
+        raise InputError(f"{path}: missing; {AGAIN}") from None
     if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
-        raise InputError(f"{path}: truncated, or not the one that {CONFIG} tells of; {again}")
+        raise InputError(f"{path}: truncated, or not the one that {CONFIG} tells of; {AGAIN}")
     try:
         return load(content)
     except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); {again}") from None
+        raise InputError(f"{path}: not a safetensors file ({error}); {AGAIN}") from None
 
 
 def _collection(data: dict[str, Any]) -> Collection:
@@ -203,6 +242,11 @@ def load_model(
     """The classifier of a folder; raises InputError naming the file and what is wrong with it."""
     config = read_config(folder)
     tensors = _weights(folder, config)
+    if "matrix" in tensors and len(tensors["matrix"]) != len(config["classes"]):
+        raise InputError(
+            f"{folder / CONFIG}: names {len(config['classes'])} classes, and {WEIGHTS} beside it "
+            f"holds {len(tensors['matrix'])}; {AGAIN}"
+        )
     made_with = config["backbone"]
     place = backbone or made_with["path"]
     if not backbone and not Path(place).is_dir():

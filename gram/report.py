@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
 from gram.choice import LEVEL
-from gram.trust import calibration, calibration_error, chances, set_threshold, sets, share_interval
+from gram.trust import calibration, calibration_error, chances, sets, share_interval
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _wrong(model: PromptClassifier, guessed: np.ndarray) -> list[dict[str, Any]]
                 "file": file,
                 "label": model.classes_[model.targets_[row]],
                 "guessed": model.classes_[guessed[row]],
-                "chance": model.held_out_[row, guessed[row]],
+                "chance": model.judged[row, guessed[row]],
                 "picture": thumbnail(model.collection_.picture(row)),
             }
         )
@@ -97,16 +97,16 @@ def figures(model: PromptClassifier) -> dict[str, Any]:
     """What the held-out pictures say: accuracy and interval, calibration error before and after
     the temperature, and how large 90% prediction sets are.
     """
-    right = model.held_out_.argmax(axis=1) == model.targets_
+    right = model.judged.argmax(axis=1) == model.targets_
     low, high = share_interval(int(right.sum()), len(right))
-    sizes = sets(model.held_out_, set_threshold(model.scores_, COVERAGE)).sum(axis=1)
+    sizes = sets(model.judged, model.threshold(COVERAGE)).sum(axis=1)
     return {
         "pictures": len(right),
         "accuracy": right.mean(),
         "low": low,
         "high": high,
         "ece_before": calibration_error(chances(model.held_out_logits_, 1.0), model.targets_),
-        "ece": calibration_error(model.held_out_, model.targets_),
+        "ece": calibration_error(model.judged, model.targets_),
         "temperature": model.temperature_,
         "coverage": COVERAGE,
         "sure": (sizes == 1).mean(),
@@ -115,20 +115,24 @@ def figures(model: PromptClassifier) -> dict[str, Any]:
     }
 
 
+def _measured(model: PromptClassifier) -> dict[str, Any]:
+    """What the page shows of held-out pictures; without any, that there is nothing."""
+    if model.held_out_ is None:
+        return {"figures": None}
+    guessed = model.judged.argmax(axis=1)
+    return {
+        "figures": figures(model),
+        "classes": per_class(model, guessed),
+        "confusions": confusions(model, guessed),
+        "matrix": matrix(model, guessed) if len(model.classes_) <= 30 else None,
+        "wrong": _wrong(model, guessed),
+        "bins": calibration(model.judged, model.targets_),
+    }
+
+
 def write_report(model: PromptClassifier, path: Path) -> None:
     """One page with everything in it; it loads nothing."""
-    measured = model.held_out_ is not None
-    guessed = model.held_out_.argmax(axis=1) if measured else None
-    page = template("report.html.j2").render(
-        model=model,
-        level=LEVEL,
-        figures=figures(model) if measured else None,
-        classes=per_class(model, guessed) if measured else [],
-        confusions=confusions(model, guessed) if measured else [],
-        matrix=matrix(model, guessed) if measured and len(model.classes_) <= 30 else None,
-        wrong=_wrong(model, guessed) if measured else [],
-        bins=calibration(model.held_out_, model.targets_) if measured else [],
-    )
+    page = template("report.html.j2").render(model=model, level=LEVEL, **_measured(model))
     path.write_text(page, encoding="utf-8")
 
 

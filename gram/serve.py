@@ -87,7 +87,7 @@ def keep(content: bytes, label: str, corrections: Path) -> Path:
     """Files a picture under its class, by its digest, so that none takes another's place."""
     checked(content)
     with Image.open(io.BytesIO(content)) as asked:
-        kind = {"JPEG": "jpg"}.get(asked.format, (asked.format or "png").lower())
+        kind = "jpg" if asked.format == "JPEG" else (asked.format or "png").lower()
     path = corrections / folder_name(label) / f"{hashlib.sha256(content).hexdigest()[:16]}.{kind}"
     with replacing(path) as temporary:
         temporary.write_bytes(content)

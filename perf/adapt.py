@@ -11,13 +11,15 @@ cross-validation; a cache in Tip-Adapter's manner, its two numbers at the publis
 
 The last line is JSON: ratio_best, the mean over settings (benchmark × shots) of `auto`'s mean
 accuracy over that of the alternative that is best there; its 95% interval over draws and settings;
-seconds of a whole `gram adapt` of 10 classes × 16 pictures (null with --folder).
+seconds of a whole `gram adapt` process of 10 classes × 16 pictures, as it passed and of processors
+(null with --folder). Features are made once a benchmark; a draw costs the tunings of its folds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -31,10 +33,11 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegressionCV
 
-from gram.choice import choose, logits_of
+from gram.choice import choose
 from gram.collection import read_collection
-from gram.looking import all_opened, features_of_views, test_features
-from gram.methods import METHODS, VIEWS, Task, candidates
+from gram.looking import all_opened, features_of_views, opened, test_features
+from gram.methods import METHODS, VIEWS, candidates
+from gram.prompted import Seen, Task, features_of, logits_of, matrix_logits
 from pipeline.benchmarks.reader import read_samples
 from pipeline.clip.backbone import load_backbone
 from pipeline.pictures import Pictures
@@ -45,9 +48,7 @@ FIXED = ("zero-shot", "logistic", "cache", "coop")
 
 
 def from_zip(path, backbone, seed):
-    """names, (n, 1 + views, e) and labels of the training part, features and labels of tests in
-    other styles.
-    """
+    """names, the training part and its labels, tests in other styles and theirs."""
     pictures = Pictures(path)
     table = read_samples(pictures).to_pylist()
     train = [row for row in table if row["split"] == "train"]
@@ -55,16 +56,28 @@ def from_zip(path, backbone, seed):
     test = [row for row in table if row["split"] == "test" and row["domain"] not in shown]
     names = [name for _, name in sorted({(row["label"], row["name"]) for row in table})]
 
-    def opened(rows):
-        return all_opened(pictures.read, [row["file"] for row in rows])
+    def labels(rows):
+        return np.array([row["label"] for row in rows], dtype=np.int64)
+
+    def files(rows):
+        return [row["file"] for row in rows]
 
     return (
         names,
-        features_of_views(backbone, opened(train), VIEWS, seed),
-        np.array([row["label"] for row in train], dtype=np.int64),
-        test_features(backbone, opened(test)),
-        np.array([row["label"] for row in test], dtype=np.int64),
+        (training(backbone, pictures.read, files(train), seed), labels(train)),
+        (testing(backbone, pictures.read, files(test)), labels(test)),
     )
+
+
+def training(backbone, read, files, seed):
+    """Centres and augmented views, once for all draws."""
+    features = features_of_views(backbone, all_opened(read, files), VIEWS, seed)
+    return Seen(features, lambda i: opened(files[i], lambda: read(files[i])))
+
+
+def testing(backbone, read, files):
+    features = test_features(backbone, all_opened(read, files))
+    return Seen(features[:, None], lambda i: opened(files[i], lambda: read(files[i])))
 
 
 def from_folders(folder, test, backbone, seed):
@@ -73,14 +86,12 @@ def from_folders(folder, test, backbone, seed):
     assert train.names == other.names, "the two folders have other classes"
     return (
         train.names,
-        features_of_views(backbone, all_opened(train.read, train.files), VIEWS, seed),
-        train.targets,
-        test_features(backbone, all_opened(other.read, other.files)),
-        other.targets,
+        (training(backbone, train.read, train.files, seed), train.targets),
+        (testing(backbone, other.read, other.files), other.targets),
     )
 
 
-def logistic(task, seen, labels, features):
+def logistic(task, seen, labels, test):
     """C by cross-validation where every class has two pictures, 1 otherwise."""
     least = np.bincount(labels).min()
     folds = min(5, least)
@@ -93,23 +104,30 @@ def logistic(task, seen, labels, features):
             from sklearn.linear_model import LogisticRegression
 
             made = LogisticRegression(C=1.0, max_iter=1000)
-        return made.fit(seen[:, 0].numpy(), labels).predict(features.numpy())
+        return made.fit(centres(seen), labels).predict(centres(test))
 
 
-def cache(task, seen, labels, features, alpha=1.0, beta=5.5):
+def centres(seen):
+    return seen.features[:, 0].numpy()
+
+
+def cache(task, seen, labels, test, alpha=1.0, beta=5.5):
     """logits + α · exp(−β (1 − cosine)) · one-hot labels."""
     zero_shot = METHODS["zero-shot"](task, seen, torch.from_numpy(labels)).matrix
-    nearness = torch.exp(-beta * (1 - features @ seen[:, 0].T))
+    features = test.features[:, 0]
+    nearness = torch.exp(-beta * (1 - features @ seen.features[:, 0].T))
     votes = nearness @ torch.eye(len(task.names))[torch.from_numpy(labels)]
-    return (logits_of(task, zero_shot, features) + alpha * votes.numpy()).argmax(axis=1)
+    return (matrix_logits(task.backbone, zero_shot, features) + alpha * votes.numpy()).argmax(
+        axis=1
+    )
 
 
-def by_method(task, method, seen, labels, features):
+def by_method(task, method, seen, labels, test):
     learned = METHODS[method](task, seen, torch.from_numpy(labels))
-    return logits_of(task, learned.matrix, features).argmax(axis=1)
+    return logits_of(task, learned, features_of(task, learned, test)).argmax(axis=1)
 
 
-def auto(task, seen, labels, features):
+def auto(task, seen, labels, test):
     """As `gram adapt` chooses, with five folds or as many as there are pictures of a class."""
     tried = candidates(task.start)
     folds = min(5, np.bincount(labels).min())
@@ -117,17 +135,17 @@ def auto(task, seen, labels, features):
         method = choose(task, tried, seen, labels, folds).method
     else:
         method = tried[1] if task.start else tried[0]
-    return by_method(task, method, seen, labels, features), method
+    return by_method(task, method, seen, labels, test), method
 
 
 def one_draw(task, train, test, shots, draw):
     """{what: accuracy}, and the method that `auto` took."""
-    (seen, labels), (features, truth) = train, test
+    (seen, labels), (tests, truth) = train, test
     rng = np.random.default_rng([draw, shots])
     rows = np.concatenate(
         [rng.permutation(np.flatnonzero(labels == k))[:shots] for k in range(len(task.names))]
     )
-    given = (task, seen[rows], labels[rows], features)
+    given = (task, seen[rows], labels[rows], tests)
     guessed, method = auto(*given)
     found = {"auto": guessed, "logistic": logistic(*given), "cache": cache(*given)}
     found |= {m: by_method(task, m, *given[1:]) for m in ("zero-shot", "coop")}
@@ -150,7 +168,7 @@ def interval(accuracies):
 
 
 def seconds_of_adapt(path, backbone, start):
-    """Seconds of a whole process for 10 classes × 16 pictures."""
+    """Seconds of a whole process for 10 classes × 16 pictures: passed, and of processors."""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as packed:
         own, counts = Path(folder) / "own", defaultdict(int)
         for name in sorted(packed.namelist()):
@@ -166,7 +184,8 @@ def seconds_of_adapt(path, backbone, start):
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        return time.perf_counter() - began
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.perf_counter() - began, used.ru_utime + used.ru_stime
 
 
 def main():
@@ -187,7 +206,7 @@ def main():
     start = load_start(Path(args.start)) if args.start else None
     accuracies = {}
     for name in [args.folder.name] if args.folder else DEMO:
-        names, seen, labels, features, truth = (
+        names, train, test = (
             from_folders(args.folder, args.test, backbone, 1)
             if args.folder
             else from_zip(args.data / f"{name}.zip", backbone, 1)
@@ -196,7 +215,7 @@ def main():
         for shots in args.shots:
             rows, taken = defaultdict(list), []
             for draw in range(args.draws):
-                found, method = one_draw(task, (seen, labels), (features, truth), shots, draw)
+                found, method = one_draw(task, train, test, shots, draw)
                 taken.append(method)
                 for what, accuracy in found.items():
                     rows[what].append(accuracy)
@@ -204,8 +223,8 @@ def main():
             told = ", ".join(f"{what} {100 * np.mean(v):.1f}" for what, v in rows.items())
             print(f"{name}, {shots} shots: {told}; took {', '.join(taken)}", flush=True)
     ratio, (low, high) = interval(accuracies)
-    seconds = (
-        None
+    seconds, used = (
+        (None, None)
         if args.folder
         else seconds_of_adapt(args.data / "animals.zip", args.backbone, args.start)
     )
@@ -214,7 +233,10 @@ def main():
             {
                 "ratio_best": round(float(ratio), 4),
                 "interval": [round(float(low), 4), round(float(high), 4)],
-                "seconds": None if seconds is None else round(seconds, 1),
+                "shots": args.shots,
+                "draws": args.draws,
+                "seconds": seconds and round(seconds, 1),
+                "processor_seconds": used and round(used, 1),
             }
         )
     )

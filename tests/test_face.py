@@ -591,6 +591,47 @@ def test_a_bad_folder_is_named_and_nothing_is_written(spoil, words, own, tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+def test_a_packed_picture_that_is_damaged_is_named(own, tmp_path):
+    """A zip's own checks fail while it is read."""
+    files = [(str(f.relative_to(own)), f.read_bytes()) for f in sorted(own.rglob("*.png"))]
+    path = tmp_path / "own.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, content in files:
+            packed.writestr(name, content)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 8] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"'bus/0.png' cannot be read \(Bad CRC.*remove it"):
+        PromptClassifier(BACKBONE).fit(path)
+    assert "cannot be read" in json.loads(gram("check", path, "--json").stdout)["problems"][0]
+
+
+@pytest.mark.parametrize("place", ["file/m", "m.txt"])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_learned(place, own, tmp_path):
+    (tmp_path / "file").write_text("here already")
+    (tmp_path / "m.txt").write_text("here already")
+    done = process("adapt", own, "--out", tmp_path / place, "--backbone", BACKBONE)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "choose another" in done.stderr
+
+
+def test_what_the_file_system_says_is_one_line(model, own, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    done = process("predict", model, own / "bus", "--copy-to", tmp_path / "taken")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert str(tmp_path / "taken") in done.stderr
+
+
+def test_names_that_are_one_prompt_are_refused_wherever_they_come_from(fitted, own):
+    files = sorted(own.rglob("*.png"))
+    labels = ["bus"] * 4 + ["Bus"] * 4 + ["lion"] * 4
+    with pytest.raises(InputError, match="'Bus' and 'bus' differ in case"):
+        PromptClassifier(BACKBONE).fit(files, labels)
+    for names in (["Lion"], ["sea_star"], ["boat", "BOAT"]):
+        with pytest.raises(InputError, match="differ in case or spaces only"):
+            fitted.with_classes(names)
+
+
 def test_check_lists_every_problem(own, tmp_path):
     folder = tmp_path / "in"
     shutil.copytree(own, folder)
@@ -652,6 +693,8 @@ def test_a_bad_table_is_named_by_line(text, words, tmp_path):
         ({"template": "a photo"}, "must hold {} once"),
         ({"template": "{0} {}"}, "must hold {} once"),
         ({"folds": 1}, "take 0, or 2"),
+        ({"seed": -1}, "'seed' is -1; take a number from 0"),
+        ({"seed": 2**32}, "'seed' is 4294967296"),
     ],
 )
 def test_wrong_settings_are_named(settings, words, own):
@@ -698,6 +741,12 @@ def test_a_damaged_model_is_named(model, tmp_path):
     )
     assert "config.json: damaged" in spoiled(lambda m: (m / "config.json").write_text("{"))
     assert "version 2" in spoiled(rewritten(version=2))
+    for key in ("classes", "data", "prompt", "temperature"):
+        without = {name: value for name, value in config.items() if name != key}
+        text = json.dumps(without)
+        told = spoiled(lambda m, text=text: (m / "config.json").write_text(text))
+        assert f"config.json: damaged ('{key}" in told
+    assert "names 2 classes" in spoiled(rewritten(classes=["bus", "lion"]))
     assert "is not of a classifier" in spoiled(rewritten(format="else"))
     assert "not at /nowhere any more" in spoiled(
         rewritten(backbone=config["backbone"] | {"path": "/nowhere"})

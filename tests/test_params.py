@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from typing import get_type_hints
 
 import pytest
 from conftest import GONE, ROOT, with_values
 from ruamel.yaml import YAML
 
 from pipeline.errors import InputError
-from pipeline.gram.params import Rate
+from pipeline.gram.params import Learning, Rate
 from pipeline.params import JSON_SCHEMA, Seed, load_params
 from pipeline.schema import Params, check
 
@@ -233,3 +234,10 @@ def test_epochs_that_are_never_reached_are_left_out_with_a_word(tmp_path):
     assert check(path).remarks() == [
         "evaluate.curve_epochs has 50, but 'few_shot.epochs' is 10; it is left out"
     ]
+
+
+def test_learning_asks_for_the_same_numbers_as_the_schema():
+    """Stages read `Learning`'s fields by themselves; what is checked in whole must be the same."""
+    whole = get_type_hints(Params, include_extras=True)
+    for name, kind in get_type_hints(Learning, include_extras=True).items():
+        assert whole[name] == kind, name
