@@ -141,6 +141,7 @@ def plots_of(
             for half in ("base", "new")
         ],
         "agreement": figure_html(figures.agreement_curve(curves), "agreement"),
+        "inner": figure_html(figures.agreement_curve(curves, normalised=False), "inner"),
     }
 
 

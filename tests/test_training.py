@@ -650,6 +650,19 @@ def test_agreement_columns(method, episodes, tmp_path):
     assert curve[0]["raw_agreement"] != pytest.approx(curve[0]["regulated_agreement"], rel=1e-5)
 
 
+def test_the_inner_product_is_what_a_small_step_takes_off_the_query_loss(
+    method, episodes, tmp_path
+):
+    small = InnerStep(0.01, 1, True, "rms")
+    for regulated in (True, False):
+        row = train(
+            method, episodes, tmp_path / str(regulated), 1, regulated=regulated, inner=small
+        )[2][0]
+        taken = row["start_loss"] - row["query_loss"]
+        assert taken == pytest.approx(0.01 * row["regulated_inner"], rel=0.05)
+        assert (row["raw_inner"] == row["regulated_inner"]) != regulated
+
+
 def test_sgd_by_hand(method, episodes, tmp_path):
     """Two steps with momentum 0.9: v ← 0.9 v + g + weight_decay · θ, θ ← θ − rate · v."""
     changes = {"optimiser": "sgd", "clip_norm": 100.0, "weight_decay": 0.1}

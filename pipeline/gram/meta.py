@@ -115,21 +115,26 @@ def meta_gradient(
     )
 
 
-def _cosine(a: Tokens, b: Tokens) -> Tensor:
-    """(T,) normalised inner product of two gradients, over all learned tokens together."""
+def _products(a: Tokens, b: Tokens) -> tuple[Tensor, Tensor]:
+    """(T,) normalised inner product of two gradients, and the product itself, over all learned
+    tokens together.
+    """
     left, right = (torch.cat([g.flatten(1) for g in part.values()], dim=1) for part in (a, b))
-    return F.cosine_similarity(left, right, dim=1)
+    return F.cosine_similarity(left, right, dim=1), (left * right).sum(dim=1)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How support and query agree at θ: (T,) query loss there, and the two normalised inner
-    products of Fig 3b.
+    """How support and query agree at θ: (T,) query loss there, the two normalised inner products
+    of Fig 3b, and the products as they are: times α, what a step takes off the query loss in first
+    order, which is what the paper's Taylor expansion speaks of.
     """
 
     start_loss: Tensor
     raw: Tensor  # ⟨∇support, ∇query⟩
     regulated: Tensor  # ⟨R^φ(∇support), ∇query⟩
+    raw_inner: Tensor
+    regulated_inner: Tensor
 
 
 def agreement(
@@ -145,8 +150,6 @@ def agreement(
     losses = query_loss(copies)
     query = dict(zip(copies, torch.autograd.grad(losses.sum(), list(copies.values())), strict=True))
     with torch.no_grad():
-        return Agreement(
-            losses.detach(),
-            _cosine(support_gradient, query),
-            _cosine(regulate(phi, support_gradient, input_scale), query),
-        )
+        raw, raw_inner = _products(support_gradient, query)
+        regulated, regulated_inner = _products(regulate(phi, support_gradient, input_scale), query)
+    return Agreement(losses.detach(), raw, regulated, raw_inner, regulated_inner)

@@ -45,6 +45,8 @@ COLUMNS = (
     "raw_rms",
     "raw_agreement",
     "regulated_agreement",
+    "raw_inner",
+    "regulated_inner",
     "theta_norm",
     "phi_norm",
 )
@@ -168,6 +170,8 @@ def _figures(found: MetaGradient, seen: Agreement | None) -> dict[str, torch.Ten
             "start_loss": seen.start_loss,
             "raw_agreement": seen.raw,
             "regulated_agreement": seen.regulated,
+            "raw_inner": seen.raw_inner,
+            "regulated_inner": seen.regulated_inner,
         }
     return figures
 

@@ -249,27 +249,28 @@ def epoch_curves(epochs: pl.DataFrame, titles: dict[str, str], half: str) -> go.
     return _styled(figure, 300, xaxis_title="epoch of tuning", yaxis_title=f"{half} accuracy (%)")
 
 
-def agreement_curve(curves: dict[str, list[pl.DataFrame]]) -> go.Figure:
-    """Normalised inner product of support and query gradient at θ over meta-training, raw and
-    regulated (Fig 3b).
+def agreement_curve(curves: dict[str, list[pl.DataFrame]], normalised: bool = True) -> go.Figure:
+    """Inner product of support and query gradient at θ over meta-training, raw and regulated (Fig
+    3b).
 
     Args:
         curves: title → curves of the same length, one per seed; their mean is drawn.
+        normalised: the cosine, as the paper's figure; else the product itself, in units of a
+        title's mean raw one, as those of words and of pictures differ by orders of magnitude.
     """
+    what = "agreement" if normalised else "inner"
+    names = [f"raw_{what}", f"regulated_{what}"]
     figure = go.Figure()
     for number, (title, of_seeds) in enumerate(curves.items(), 1):
         joined = (
-            pl.concat([c.drop_nulls("raw_agreement") for c in of_seeds])
+            pl.concat([c.drop_nulls(names[0]).select("step", *names) for c in of_seeds])
             .group_by("step")
-            .agg(pl.col("raw_agreement", "regulated_agreement").mean())
+            .agg(pl.col(names).mean())
             .sort("step")
         )
-        window = max(1, len(joined) // 10)
-        for column, name, dash in (
-            ("raw_agreement", "raw", "dot"),
-            ("regulated_agreement", "regulated", "solid"),
-        ):
-            y = joined[column].rolling_mean(window, min_samples=1)
+        window, unit = max(1, len(joined) // 10), 1.0 if normalised else joined[names[0]].mean()
+        for column, name, dash in zip(names, ("raw", "regulated"), ("dot", "solid"), strict=True):
+            y = joined[column].rolling_mean(window, min_samples=1) / unit
             figure.add_scatter(
                 x=joined["step"],
                 y=y,
@@ -281,7 +282,7 @@ def agreement_curve(curves: dict[str, list[pl.DataFrame]]) -> go.Figure:
         figure,
         320,
         xaxis_title="meta-step (running mean)",
-        yaxis_title="cosine with the query gradient",
+        yaxis_title=f"{'cosine' if normalised else 'inner product'} with the query gradient",
     )
 
 
