@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from pipeline.artifacts import numbered, to_vectors, write_table
 from pipeline.clip.backbone import load_backbone, text_features
+from pipeline.clustering import naming
 from pipeline.clustering.labels import count_words, rank_words, unique_names
 from pipeline.clustering.naming import (
     SHOWN,
@@ -84,8 +85,9 @@ def test_of_a_large_topic_a_few_pictures_are_shown():
     assert len(of_1) == SHOWN == len(set(of_1.tolist())) and of_1[0] == 0 and of_1[-1] > 950
 
 
-def test_neighbours_are_other_topics():
+def test_neighbours_are_other_topics(monkeypatch):
     """Also where topics have the same mean, and the search may put others before the topic."""
+    monkeypatch.setattr(naming, "NEARBY", 8)
     pictures = [np.ones((2, 3), np.float16)] * 12 + [np.eye(3, dtype=np.float16)[:1]] * 2
     found = nearby(pictures)
     assert found.shape == (14, 8) and found[12][0] == 13
@@ -156,6 +158,8 @@ def test_names_that_mean_the_same_are_one_but_not_by_way_of_a_third():
     assert after == ["b", "d"] and number.tolist() == [0, 0, 0, 1, -1]
     number, after = merge_same(names, [9, 2, 3, 1], 0.9, encode)
     assert after == ["a", "c", "d"] and number.tolist() == [0, 0, 1, 2, -1]
+    # two topics of one name are larger together
+    assert merge_same(["a", "b", "b", "d"], [5, 3, 3, 1], 0.9, encode)[1] == ["b", "d"]
     number, after = merge_same(names, [9, 2, 3, 1], 0.92, encode)
     assert after == names and number.tolist() == [0, 1, 2, 3, -1]
 

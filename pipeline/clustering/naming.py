@@ -20,7 +20,7 @@ from pipeline.pairs.reading import read_image_features
 
 TEMPLATE = "a photo of a {}."  # what learned contexts start from, too
 SHOWN = 64  # pictures of a topic that its words are held against
-NEARBY = 8  # topics whose pictures a name must not fit
+NEARBY = 64  # topics whose pictures a name must not fit
 
 Encode = Callable[[list[str]], np.ndarray]  # n names → (n, d) normalised vectors
 
