@@ -224,13 +224,22 @@ def test_a_graph_that_falls_short_is_searched_for_wider(monkeypatch):
     assert (found[:, 0] == np.arange(1500)).all() and (np.diff(distance, axis=1) >= 0).all()
 
 
-def test_recall_counts_ties_by_their_distance():
-    """Of vectors that repeat, a search may give any: it is no fault not to give the same ones."""
-    rng = np.random.default_rng(5)
+def with_repeats(rng):
     x, _ = groups(100, 15, spread=1.0)
-    x = np.concatenate([x, np.repeat(x[:20], 30, axis=0)])[rng.permutation(2100)]
+    return np.concatenate([x, np.repeat(x[:20], 30, axis=0)])[rng.permutation(2100)]
+
+
+@pytest.mark.whole
+def test_a_graph_of_vectors_that_repeat_is_found_as_well():
+    """Of vectors that repeat, a search may give any: it is no fault not to give the same ones."""
+    x = with_repeats(np.random.default_rng(5))
     _, recall = neighbour_graph(x, 10, exact_up_to=1000, recall=0.9, seed=1)
     assert recall > 0.97
+
+
+def test_recall_counts_ties_by_their_distance():
+    rng = np.random.default_rng(5)
+    x = with_repeats(rng)
     rows, least = probes(x, 10, seed=0)
     similarity = x[rows] @ x.T
     shuffled = rng.permutation(2100)  # ties in another order than faiss's
@@ -264,7 +273,15 @@ def silent(items, label, total=None):
     return tqdm(items, total=total, disable=True)
 
 
-@pytest.mark.parametrize("changes", [{}, {"exact_up_to": 100}, {"fit_on": 400}, {"map_on": 300}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"exact_up_to": 100}, marks=pytest.mark.whole),
+        {"fit_on": 400},
+        pytest.param({"map_on": 300}, marks=pytest.mark.whole),
+    ],
+)
 def test_groups_become_topics(changes):
     """Also with an approximate graph, and when all but a sample follow their nearest caption."""
     x, group = groups(12, 60)

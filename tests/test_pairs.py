@@ -215,6 +215,7 @@ def test_features_that_are_no_direction_are_named(tmp_path, wrong):
         read_image_features(tmp_path, pl.Series(["k3", "k2"]))
 
 
+@pytest.mark.whole
 def test_a_server_that_is_down(tmp_path):
     port = free_port()
     table = captions(tmp_path / "c.parquet", [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(5)])
