@@ -164,11 +164,8 @@ def predict(
     )
     write_rows(rows, format_.value)
     if unreadable:
-        raise InputError(
-            unreadable[0]
-            + (f" (and {len(unreadable) - 1} more)" if unreadable[1:] else "")
-            + "; the others were named"
-        )
+        more = f" (and {len(unreadable) - 1} more)" if unreadable[1:] else ""
+        raise InputError(f"{unreadable[0]}{more}; the others were named")
 
 
 @app.command()

@@ -96,18 +96,21 @@ def adapt_folder(
             lambda: progress.advance(learning),
         )
     settings.save(out)
+    return {"model": str(out), **_told(settings), "left_out": list(left_out)}
+
+
+def _told(model: PromptClassifier) -> dict[str, Any]:
+    held_out, targets = model.held_out_, model.targets_
     return {
-        "model": str(out),
-        "method": settings.method_,
-        "sentence": settings.sentence_,
-        "classes": settings.classes_.tolist(),
-        "pictures": len(collection.files),
-        "folds": ready.folds,
-        "left_out": list(left_out),
+        "method": model.method_,
+        "sentence": model.sentence_,
+        "classes": model.classes_.tolist(),
+        "pictures": len(targets),
+        "folds": model.folds_,
         "accuracy": None
-        if settings.held_out_ is None
-        else float((settings.held_out_.argmax(axis=1) == settings.targets_).mean()),
-        "comparison": settings.comparison_,
+        if held_out is None
+        else float((held_out.argmax(axis=1) == targets).mean()),
+        "comparison": model.comparison_,
     }
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from gram.collection import Collection, reader_of
 from gram.inputs import loaded
 from gram.prompted import Task, sight_of
+from pipeline.clip.backbone import Backbone
 from pipeline.clip.digest import backbone_digest
 from pipeline.errors import InputError
 
@@ -236,20 +237,14 @@ def _collection(data: dict[str, Any]) -> Collection:
     )
 
 
-def load_model(
-    kind: type[PromptClassifier], folder: Path, backbone: str | Path | None
-) -> PromptClassifier:
-    """The classifier of a folder; raises InputError naming the file and what is wrong with it."""
-    config = read_config(folder)
-    tensors = _weights(folder, config)
-    if "matrix" in tensors and len(tensors["matrix"]) != len(config["classes"]):
-        raise InputError(
-            f"{folder / CONFIG}: names {len(config['classes'])} classes, and {WEIGHTS} beside it "
-            f"holds {len(tensors['matrix'])}; {AGAIN}"
-        )
-    made_with = config["backbone"]
-    place = backbone or made_with["path"]
-    if not backbone and not Path(place).is_dir():
+def _backbone_of(
+    made_with: dict[str, str], folder: Path, given: str | Path | None
+) -> tuple[Backbone, Path, str]:
+    """The backbone that a model was made with, where it lies and its digest; InputError for
+    another one.
+    """
+    place = given or made_with["path"]
+    if not given and not Path(place).is_dir():
         raise InputError(
             f"{folder}: the backbone '{made_with['name']}' is not at {place} any more; say where "
             "it is (--backbone)"
@@ -261,8 +256,23 @@ def load_model(
             f"{made_with['sha256'][:12]}…), and {where} is another one ({found[:12]}…); give the "
             "one that it was made with (--backbone)"
         )
+    return tower, where, found
+
+
+def load_model(
+    kind: type[PromptClassifier], folder: Path, backbone: str | Path | None
+) -> PromptClassifier:
+    """The classifier of a folder; raises InputError naming the file and what is wrong with it."""
+    config = read_config(folder)
+    tensors = _weights(folder, config)
+    if "matrix" in tensors and len(tensors["matrix"]) != len(config["classes"]):
+        raise InputError(
+            f"{folder / CONFIG}: names {len(config['classes'])} classes, and {WEIGHTS} beside it "
+            f"holds {len(tensors['matrix'])}; {AGAIN}"
+        )
+    tower, where, found = _backbone_of(config["backbone"], folder, backbone)
     model = kind(
-        made_with["name"],
+        config["backbone"]["name"],
         config["start"],
         config["method"],
         config["template"],

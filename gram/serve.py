@@ -118,6 +118,20 @@ def _guard(request: Request, hosts: set[str]) -> str | None:
     return None
 
 
+def _headers(nonce: str) -> dict[str, str]:
+    """The page runs its own script alone, and asks nobody but this server."""
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+        "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
+
+
 def make_app(
     model: PromptClassifier, corrections: Path, hosts: set[str], unsure: float = 0.9
 ) -> FastAPI:
@@ -137,19 +151,7 @@ def make_app(
         shown = template("serve.html.j2").render(
             classes=model.classes_.tolist(), nonce=nonce, most=MOST_BYTES, corrections=corrections
         )
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
-            "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-            "frame-ancestors 'none'"
-        )
-        return HTMLResponse(
-            shown,
-            headers={
-                "Content-Security-Policy": policy,
-                "X-Content-Type-Options": "nosniff",
-                "Cache-Control": "no-store",
-            },
-        )
+        return HTMLResponse(shown, headers=_headers(nonce))
 
     @app.post("/name")
     async def name(request: Request) -> dict[str, Any]:

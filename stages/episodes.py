@@ -1,9 +1,8 @@
 """Builds meta-training tasks: support pictures from one domain per topic, query pictures from all.
 
-    python stages/episodes.py --name shifted --domains data/domains.parquet --labels
-    data/labels.parquet \\
-        --features data/features --pairs data/pairs.parquet --shards data/shards --out
-        data/episodes/shifted
+    python stages/episodes.py --name shifted --domains data/domains.parquet \\
+        --labels data/labels.parquet --features data/features --pairs data/pairs.parquet \\
+        --shards data/shards --out data/episodes/shifted
 
 Speed is set by the environment: EPISODE_THREADS (default: number of cores) shards are written at
 once.
@@ -11,6 +10,7 @@ once.
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
+import argparse
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +22,7 @@ from pipeline.episodes.shards import write_split
 from pipeline.episodes.tasks import (
     HeldOut,
     Pool,
+    Task,
     draw_split,
     drawing_of,
     each_picture_once,
@@ -43,7 +44,7 @@ READS = {
 }
 
 
-def main():
+def arguments() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument(
         "--table",
@@ -67,26 +68,45 @@ def main():
             "with others)"
         ),
     )
-    args = cli.parse_args()
-    p = load_params(args.params, READS, table=args.table, name=args.name)
-    seed = p.meta_seed if args.seed is None else args.seed
+    return cli.parse_args()
 
-    names = read_table(args.labels, LABELS)["name"].to_pylist()
+
+def read_named(domains: Path, pairs: Path, names: list[str | None]) -> pl.DataFrame:
+    """Every picture of the topics that have a name, once: with key, topic, domain, picture and
+    shard, by key.
+    """
     unnamed = [topic for topic, name in enumerate(names) if name is None]  # they are no classes
-    table = each_picture_once(
-        pl.from_arrow(read_table(args.domains, DOMAINS))
+    return each_picture_once(
+        pl.from_arrow(read_table(domains, DOMAINS))
         .filter(pl.col("topic").is_in(unnamed).not_())
         .sort("key")
-        .join(read_pairs(args.pairs, ["key", "shard"]), on="key", how="left", maintain_order="left")
+        .join(read_pairs(pairs, ["key", "shard"]), on="key", how="left", maintain_order="left")
         .with_columns(picture=pl.coalesce("picture", "key"))
     )
-    pool = Pool(
+
+
+def pool_of(table: pl.DataFrame, names: list[str | None], features: Path) -> Pool:
+    return Pool(
         table["topic"].to_numpy(),
         table["domain"].to_numpy(),
         names,
         table["key"].to_list(),
-        read_image_features(args.features, table["key"]),
+        read_image_features(features, table["key"]),
     )
+
+
+def topics_of(tasks: list[Task]) -> int:
+    """How many topics tasks are made of."""
+    return len({int(t) for task in tasks for t in task.topics})
+
+
+def main():
+    args = arguments()
+    p = load_params(args.params, READS, table=args.table, name=args.name)
+    seed = p.meta_seed if args.seed is None else args.seed
+    names = read_table(args.labels, LABELS)["name"].to_pylist()
+    table = read_named(args.domains, args.pairs, names)
+    pool = pool_of(table, names, args.features)
     wanted = drawing_of(p.episodes, p.ways, p.support_shots, p.query_shots, seed)
     split = draw_split(pool, wanted, HeldOut(p.held_out_topics, p.validation_tasks, p.seed))
     tasks, validation = split
@@ -96,23 +116,22 @@ def main():
     inputs = (args.domains, args.labels, args.features, args.pairs, args.shards)
     with resumable_folder(args.out, fingerprint((p, args.name, seed), *inputs)) as work:
         write_split(split, pool, pictures.read, work, progress)
-    used = len({int(t) for task in tasks for t in task.topics})
-    apart = len({int(t) for task in validation for t in task.topics})
     counts = {
         "tasks": len(tasks),
         "validation_tasks": len(validation),
-        "topics_used": used,
-        "topics_held_out": apart,
+        "topics_used": topics_of(tasks),
+        "topics_held_out": topics_of(validation),
         "topics": len(names),
-        "topics_without_name": len(unnamed),
+        "topics_without_name": names.count(None),
         "pictures": len(shown),
     }
     words = (
-        f"{args.name}: {len(tasks)} {p.ways}-way tasks from {used} of {len(names)} topics, "
-        f"{len(validation)} for validation from {apart} others, {len(shown)} pictures"
+        f"{args.name}: {len(tasks)} {p.ways}-way tasks from {counts['topics_used']} of "
+        f"{len(names)} topics, {len(validation)} for validation from "
+        f"{counts['topics_held_out']} others, {len(shown)} pictures"
     )
-    if unnamed:
-        words += f"; {len(unnamed)} topics have no name and are left out"
+    if unnamed := counts["topics_without_name"]:
+        words += f"; {unnamed} topics have no name and are left out"
     return words, counts, args.metrics
 
 

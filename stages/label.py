@@ -10,6 +10,7 @@ drops (`label.edits`) are changed here, last; everything behind uses the result.
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def name_topics(
     return chosen_names(counted, topic, p.label, by_pictures, encode)
 
 
-def main():
+def arguments() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--kept", type=Path, required=True, help="Parquet: captions of the kept pairs")
     cli.add_argument("--topics", type=Path, required=True, help="Parquet: topic per pair")
@@ -103,52 +104,57 @@ def main():
         help="Parquet to write: topic per pair, after the edits",
     )
     cli.add_argument("--out", type=Path, required=True, help="Parquet: name and words per topic")
-    args = cli.parse_args()
+    return cli.parse_args()
+
+
+def in_words(found: list[dict], described: list[dict], counts: dict[str, float], p) -> str:
+    """How many of the topics have a name now, and how many there were before the edits."""
+    named = sum(d["name"] is not None for d in described)
+    changed = f" ({len(found)} before {p.label.edits})" if len(found) != len(described) else ""
+    words = f"{named} of {len(described)} topics named{changed}"
+    if counts.get("merged"):
+        words += f"; {counts['found']} were found, and {counts['merged']} joined one of their name"
+    if "coherence" in counts:
+        words += f", coherence of their words {counts['coherence']:.2f}"
+    return words
+
+
+def main():
+    args = arguments()
     p = load_params(args.params, READS)
     captions = pl.from_arrow(read_table(args.kept, KEPT, ["key", "caption"]))
-    rows = (
-        pl.from_arrow(read_table(args.topics, TOPICS, ["key", "topic"]))
-        .join(captions, on="key", validate="1:1")
-        .sort("key")
-    )
+    topics = pl.from_arrow(read_table(args.topics, TOPICS, ["key", "topic"]))
+    rows = topics.join(captions, on="key", validate="1:1").sort("key")
     texts = rows["caption"].to_list()
     for hint in what_to_set(texts, p.label):
         warn(hint)
-    edits, topic, counted = (
-        load_edits(p.label.edits),
-        rows["topic"].to_numpy(),
-        count_words(progress(texts, "words"), p.label),
-    )
+    edits, topic = load_edits(p.label.edits), rows["topic"].to_numpy()
+    counted = count_words(progress(texts, "words"), p.label)
     clustered = len(topic_sizes(topic))
     topic, chosen = name_topics(counted, topic, rows["key"], p, args.features)
     found = describe_topics(counted, topic, p.label, chosen)
     names_found = [d["name"] for d in found]
     topic, names = apply_edits(topic, names_found, edits, p.label.edits)
     described = found if names == names_found else describe_topics(counted, topic, p.label, names)
-    write_table(
-        pa.table([rows["key"].to_arrow(), topic], names=CLUSTERS.names), args.clusters, CLUSTERS
-    )
+    clusters = pa.table([rows["key"].to_arrow(), topic], names=CLUSTERS.names)
+    write_table(clusters, args.clusters, CLUSTERS)
     write_table(pa.Table.from_pylist(described, schema=LABELS), args.out, LABELS)
     counts: dict[str, float] = {
         "found": clustered,
         "named": sum(name is not None for name in names),
-        "unnamed": sum(name is None for name in names),
+        "unnamed": names.count(None),
     }
     if p.label.merge_same is not None:
         counts["merged"] = clustered - len(found)
     if counts["unnamed"]:
         warn_of_unnamed(found, edits, p.label)
-    named = [d for d in described if d["name"] is not None]
-    largest = ", ".join(d["name"] for d in sorted(named, key=lambda d: -d["size"])[:8])
-    changed = f" ({len(found)} before {p.label.edits})" if len(found) != len(described) else ""
-    words = f"{len(named)} of {len(described)} topics named{changed}"
-    if counts.get("merged"):
-        words += f"; {clustered} were found, and {counts['merged']} joined one of their name"
     measured = coherence(counted, [d["words"] for d in described])
     if measured is not None:
         counts["coherence"] = round(measured, 4)
-        words += f", coherence of their words {counts['coherence']:.2f}"
-    return f"{words}; the largest: {largest or 'none'}", counts, args.metrics
+    by_size = sorted(described, key=lambda d: -d["size"])
+    largest = ", ".join([d["name"] for d in by_size if d["name"] is not None][:8]) or "none"
+    words = in_words(found, described, counts, p)
+    return f"{words}; the largest: {largest}", counts, args.metrics
 
 
 if __name__ == "__main__":

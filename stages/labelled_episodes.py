@@ -67,12 +67,11 @@ def main():
         "classes": len(pool.names),
         "pictures": len(rows_of([*tasks, *validation])),
     }
-    return (
+    words = (
         f"{args.name}: {len(tasks)} {p.ways}-way tasks from {len(pool.names)} labelled classes, "
-        f"{len(validation)} for validation, {counts['pictures']} pictures",
-        counts,
-        args.metrics,
+        f"{len(validation)} for validation, {counts['pictures']} pictures"
     )
+    return words, counts, args.metrics
 
 
 if __name__ == "__main__":

@@ -89,8 +89,7 @@ def main():
         folders = {"start": args.out, "backbone": p.backbone.path}
         model(MODEL, SIGNATURE, folders, PACKAGES, tags={"start": digest_of(args.out)})
 
-    figures = figures_of(curve)
-    judged = validation_figures(curve)
+    figures, judged = figures_of(curve), validation_figures(curve)
     if args.validation and first_process():
         write_json({args.name: {"validation": judged[HEADLINE]} if judged else {}}, args.validation)
     if figures["start_loss_first"] < TOO_EASY and first_process():
@@ -99,10 +98,16 @@ def main():
             "meta-step; such tasks teach nothing: raise 'ways' or 'confusable', or use pictures "
             "the backbone has not fitted"
         )
+    trained = f"{args.name}: {len(curve)} meta-steps of {p.meta_batch} tasks"
+    return f"{trained}; {in_words(figures, judged)}", figures | judged, args.metrics
+
+
+def in_words(figures: dict[str, float], judged: dict[str, float]) -> str:
+    """How the losses went, and what validation tasks say if there are any."""
     words = (
-        f"{args.name}: {len(curve)} meta-steps of {p.meta_batch} tasks; loss before the first "
-        f"{figures['start_loss_first']:.3f}; query loss {figures['query_loss_early']:.3f} in the "
-        f"first tenth, {figures['query_loss_last']:.3f} in the last"
+        f"loss before the first {figures['start_loss_first']:.3f}; query loss "
+        f"{figures['query_loss_early']:.3f} in the first tenth, "
+        f"{figures['query_loss_last']:.3f} in the last"
     )
     if judged:
         words += (
@@ -110,7 +115,7 @@ def main():
             f"{judged['validation_plain_accuracy']:.1f}% after it by plain gradients, "
             f"{judged['validation_accuracy']:.1f}% as trained"
         )
-    return words, figures | judged, args.metrics
+    return words
 
 
 def figures_of(curve: list[dict]) -> dict[str, float]:

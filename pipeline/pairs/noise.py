@@ -18,7 +18,7 @@ from pipeline.engine import mapped
 from pipeline.errors import InputError
 from pipeline.neighbours import CloseRows, close_rows, exact_index
 from pipeline.pairs.params import Filter, Selection
-from pipeline.pairs.reading import left_out, read_features, read_pairs
+from pipeline.pairs.reading import Features, left_out, read_features, read_pairs
 from pipeline.pairs.schemas import KEPT
 from pipeline.stage import progress
 
@@ -189,6 +189,19 @@ def copies(passing: pl.DataFrame, image: np.ndarray, settings: Filter) -> pl.Dat
     )
 
 
+def _scores(found: Features, picture: pl.Series, settings: Filter) -> np.ndarray:
+    """(n,) how well pictures and captions match; picture: their names."""
+    if found.text is None:
+        return found.own
+    return match_scores(
+        found.image.astype(np.float32),
+        found.text.astype(np.float32),
+        settings.score,
+        settings.neighbours,
+        picture.rank("dense").to_numpy(),
+    )
+
+
 def filter_pairs(
     pairs: Path, features: Path, settings: Filter
 ) -> tuple[pa.Table, dict[str, float]]:
@@ -216,33 +229,22 @@ def filter_pairs(
             f"{features}: no pair has a feature that is finite and not zero; is it the right "
             "backbone?"
         )
-    scores = found.own
-    if found.text is not None:
-        scores = match_scores(
-            found.image.astype(np.float32),
-            found.text.astype(np.float32),
-            settings.score,
-            settings.neighbours,
-            whole["picture"].rank("dense").to_numpy(),
-        )
+    scores = _scores(found, whole["picture"], settings)
     floor = least_score(scores, settings)
     place = place.with_columns(score=pl.Series(scores, dtype=pl.Float32))
-    judged = _judged(
-        table.join(place, on="key", how="left", maintain_order="left"), floor, settings
-    )
+    scored = table.join(place, on="key", how="left", maintain_order="left")
+    judged = _judged(scored, floor, settings)
     passing = judged.filter(pl.col("reason") == "")
     repeats = copies(passing, found.image, settings).select("key", "same_file", "near_copy")
-    judged = (
-        judged.join(repeats, on="key", how="left", maintain_order="left")
-        .with_columns(
-            reason=pl.when("same_file")
-            .then(pl.lit("same file"))
-            .when("near_copy")
-            .then(pl.lit("near duplicate"))
-            .otherwise("reason"),
-        )
-        .with_columns(kept=pl.col("reason") == "")
+    copied = (
+        pl.when("same_file")
+        .then(pl.lit("same file"))
+        .when("near_copy")
+        .then(pl.lit("near duplicate"))
     )
+    judged = judged.join(repeats, on="key", how="left", maintain_order="left")
+    judged = judged.with_columns(reason=copied.otherwise("reason"))
+    judged = judged.with_columns(kept=pl.col("reason") == "")
     return judged.select(KEPT.names).to_arrow(), _counts(judged, floor, pairs)
 
 
