@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -117,6 +117,45 @@ def keeps_parts() -> bool:
 
 
 @contextmanager
+def _worked_at(out: Path, print_of_inputs: str, alone: bool) -> Iterator[Path]:
+    """Yields the work folder of `out`; afterwards, and not if the block fails, it goes, with those
+    of other fingerprints.
+    """
+    store = scratch_of(out)
+    work = store / f"{out.name}-{print_of_inputs}"
+    with owned(store / f".{out.name}.lock", str(out)) if alone else nullcontext():
+        work.mkdir(parents=True, exist_ok=True)
+        _works.append(work)
+        yield work
+        if alone:
+            for stale in store.glob(f"{out.name}-" + "?" * len(print_of_inputs)):
+                shutil.rmtree(stale)
+
+
+@contextmanager
+def kept_parts(out: Path | str, print_of_inputs: str) -> Iterator[Path]:
+    """Yields a folder for finished parts of what the block writes to `out` (`remembered`).
+
+    It survives an interruption, so that the next call with the same fingerprint finds them, and
+    goes when the block succeeds. Raises InputError if another process works at `out`.
+    """
+    with _worked_at(Path(out), print_of_inputs, alone=True) as work:
+        yield work
+
+
+def remembered(path: Path, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """The arrays that `make` gives, as they are: from the .npz file `path`, written if it is not
+    there.
+    """
+    if not path.exists():
+        made = make()
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, *made, allow_pickle=False)
+    with np.load(path, allow_pickle=False) as kept:
+        return tuple(kept[f"arr_{number}"] for number in range(len(kept.files)))
+
+
+@contextmanager
 def resumable_folder(
     out: Path | str, print_of_inputs: str, publish: bool = True, parts: Iterable[str] = ()
 ) -> Iterator[Path]:
@@ -134,11 +173,7 @@ def resumable_folder(
         InputError if another process works at `out`, or a part is missing.
     """
     out = Path(out)
-    store = scratch_of(out)
-    work = store / f"{out.name}-{print_of_inputs}"
-    with owned(store / f".{out.name}.lock", str(out)) if publish else nullcontext():
-        work.mkdir(parents=True, exist_ok=True)
-        _works.append(work)
+    with _worked_at(out, print_of_inputs, publish) as work:
         yield work
         if not publish:
             return
@@ -149,8 +184,6 @@ def resumable_folder(
             shutil.rmtree(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         _move(work, out)
-        for stale in store.glob(f"{out.name}-" + "?" * len(print_of_inputs)):
-            shutil.rmtree(stale)
 
 
 def _move(work: Path, out: Path) -> None:

@@ -5,7 +5,8 @@ view.
 
 samples.parquet: every picture; test.parquet: features of the test pictures; views.parquet: features
 of the drawn pictures, one augmented view per draw and epoch; pictures.parquet: the files of both,
-for methods that put tokens beside a picture's patches. All methods and seeds share them.
+for methods that put tokens beside a picture's patches. All methods and seeds share them. An
+interrupted run goes on at the next 2,000 test pictures, or epoch of a draw.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -17,7 +18,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.artifacts import to_vectors, write_json, write_parts, write_table
+from pipeline.artifacts import (
+    fingerprint,
+    kept_parts,
+    to_vectors,
+    write_json,
+    write_parts,
+    write_table,
+)
 from pipeline.benchmarks.cache import class_names
 from pipeline.benchmarks.draw import draw_few_shot
 from pipeline.benchmarks.layouts import Dataset, read_benchmark
@@ -46,9 +54,11 @@ READS = {
 }
 
 
-def features_of_tests(backbone: Backbone, pictures: Pictures, test: pl.DataFrame) -> pa.Table:
+def features_of_tests(
+    backbone: Backbone, pictures: Pictures, test: pl.DataFrame, work: Path
+) -> pa.Table:
     """Index and features of the test pictures."""
-    features = encode_test(backbone, pictures, test["file"].to_list(), progress)
+    features = encode_test(backbone, pictures, test["file"].to_list(), work, progress)
     columns = [test["index"].to_arrow(), to_vectors(features)]
     return pa.table(columns, schema=test_schema(backbone.dim))
 
@@ -111,13 +121,17 @@ def check(dataset: Dataset, samples: pl.DataFrame, name: str, b: Benchmark) -> N
 
 
 def all_views(
-    backbone: Backbone, pictures: Pictures, draws: list[tuple[Run, pl.DataFrame]], epochs: int
+    backbone: Backbone,
+    pictures: Pictures,
+    draws: list[tuple[Run, pl.DataFrame]],
+    epochs: int,
+    work: Path,
 ) -> pa.Table:
-    """Rows of `views_schema` of all draws."""
+    """Rows of `views_schema` of all draws; finished epochs stay in `work`."""
     parts = [views_schema(backbone.dim).empty_table()]
     for draw, drawn in draws:
-        files = drawn["file"].to_list()
-        views = encode_train(backbone, pictures, files, epochs, draw.seed, progress)
+        files, place = drawn["file"].to_list(), work / f"{draw.classes}-{draw.shots}-{draw.seed}"
+        views = encode_train(backbone, pictures, files, epochs, draw.seed, place, progress)
         parts.append(views_of(draw, drawn["index"].to_numpy(), views))
     return pa.concat_tables(parts)
 
@@ -141,15 +155,17 @@ def main():
     backbone = load_backbone(p.backbone.path)
     if b.layout not in IMAGENETS:  # the field lives with its names (docs/benchmarks.md)
         check_prompts(backbone, class_names(samples, "all"), FOUR_TOKENS, b.path)
-    write_table(dataset.samples, args.out / "samples.parquet", SAMPLES)
-    write_json({"split": dataset.split}, args.out / "about.json")
-    seen = features_of_tests(backbone, pictures, test)
-    write_table(seen, args.out / "test.parquet", seen.schema)
     draws = list(draws_of(b, p.draws, train))
-    views = all_views(backbone, pictures, draws, p.epochs)
-    write_table(views, args.out / "views.parquet", views.schema)
-    in_use = pl.concat([test, *(drawn for _, drawn in draws)]).unique("index")
-    write_pictures(pictures, in_use, args.out / "pictures.parquet")
+    inputs = (b.path, p.backbone.path)
+    with kept_parts(args.out, fingerprint((p, args.name), *inputs)) as work:
+        seen = features_of_tests(backbone, pictures, test, work)
+        views = all_views(backbone, pictures, draws, p.epochs, work)
+        write_table(dataset.samples, args.out / "samples.parquet", SAMPLES)
+        write_json({"split": dataset.split}, args.out / "about.json")
+        write_table(seen, args.out / "test.parquet", seen.schema)
+        write_table(views, args.out / "views.parquet", views.schema)
+        in_use = pl.concat([test, *(drawn for _, drawn in draws)]).unique("index")
+        write_pictures(pictures, in_use, args.out / "pictures.parquet")
     counts = {
         "classes": samples["label"].n_unique(),
         "train": len(train),

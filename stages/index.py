@@ -1,5 +1,5 @@
 """Makes one row per caption: shard, size, SHA-256 of its picture, and what went wrong if anything
-did.
+did; an interrupted run goes on at the next shard.
 
 python stages/index.py --captions data/captions.parquet --shards data/shards --out
 data/pairs.parquet
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from pipeline.artifacts import fingerprint, kept_parts
 from pipeline.errors import InputError
 from pipeline.pairs.index import failure_reasons, index_pairs
 from pipeline.pairs.params import Share
@@ -30,17 +31,18 @@ def main():
     cli.add_argument("--out", type=Path, required=True, help="Parquet: one row per caption")
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    pairs, counts = index_pairs(args.captions, args.shards, progress)
-    reasons = failure_reasons(pl.from_arrow(pairs))
-    success = counts.get("success", 0) / len(pairs)
-    if success < p.min_success:
-        said = "; ".join(f"{count}× {reason}" for reason, count in list(reasons.items())[:3])
-        raise InputError(
-            f"{args.shards}: only {success:.1%} of {len(pairs)} links gave a picture, but "
-            f"'download.min_success' wants at least {p.min_success:.0%}: {said}. Lower it, or ask "
-            "the failed links again (`stages/download.py --retry-failed`)"
-        )
-    write_pairs(pairs, args.out)
+    with kept_parts(args.out, fingerprint(None, args.shards)) as work:
+        pairs, counts = index_pairs(args.captions, args.shards, progress, work)
+        reasons = failure_reasons(pl.from_arrow(pairs))
+        success = counts.get("success", 0) / len(pairs)
+        if success < p.min_success:
+            said = "; ".join(f"{count}× {reason}" for reason, count in list(reasons.items())[:3])
+            raise InputError(
+                f"{args.shards}: only {success:.1%} of {len(pairs)} links gave a picture, but "
+                f"'download.min_success' wants at least {p.min_success:.0%}: {said}. Lower it, or "
+                "ask the failed links again (`stages/download.py --retry-failed`)"
+            )
+        write_pairs(pairs, args.out)
     failures = (
         ", ".join(f"{n} {status}" for status, n in counts.items() if status != "success")
         or "no failures"

@@ -1,4 +1,5 @@
-"""Clusters captions into topics: kNN graph, UMAP, HDBSCAN.
+"""Clusters captions into topics: kNN graph, UMAP, HDBSCAN; an interrupted run goes on behind the
+last of these that was finished.
 
     python stages/topics.py --sentences data/sentences --out data/topics.parquet \\
         --reduced data/reduced.parquet
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.artifacts import write_table
+from pipeline.artifacts import fingerprint, kept_parts, remembered, write_table
 from pipeline.clustering.params import Clustering
 from pipeline.clustering.reduced import save_clustered
 from pipeline.clustering.schemas import TOPICS
@@ -39,10 +40,17 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     keys, vectors = read_sentences(args.sentences)
-    found = find_topics(vectors, p.topics, p.seed, progress)
-    columns = [keys, found.topic, found.strength]
-    write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
-    save_clustered(keys, found, args.reduced)
+    with kept_parts(args.out, fingerprint(p, args.sentences)) as work:
+        found = find_topics(
+            vectors,
+            p.topics,
+            p.seed,
+            progress,
+            lambda name, make: remembered(work / f"{name}.npz", make),
+        )
+        columns = [keys, found.topic, found.strength]
+        write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
+        save_clustered(keys, found, args.reduced)
     counts = found.counts
     words = (
         f"{counts['topics']} topics of {counts['captions']} captions ({counts['distinct']} differ, "

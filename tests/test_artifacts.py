@@ -19,10 +19,12 @@ from pipeline.artifacts import (
     check_usable,
     fingerprint,
     from_vectors,
+    kept_parts,
     numbered,
     read_json,
     read_shards,
     read_table,
+    remembered,
     replacing,
     resumable_folder,
     scratch_of,
@@ -227,6 +229,31 @@ def test_same_table_same_bytes(tmp_path):
     for name in "ab":
         write_table(TABLE, tmp_path / name, SCHEMA)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_finished_parts_stay_until_all_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "_works", [])
+    made, whole = [], (np.arange(6.0).reshape(2, 3), np.array(0.5))
+
+    def make():
+        made.append(1)
+        return whole
+
+    def work(name, end):
+        with kept_parts(tmp_path / "topics.parquet", name) as parts:
+            found = remembered(parts / "step" / "one.npz", make)
+            if end:
+                raise KeyboardInterrupt
+        return found
+
+    for name in ("a" * 16, "b" * 16, "b" * 16):
+        with pytest.raises(KeyboardInterrupt):
+            work(name, True)
+    assert len(made) == 2 and artifacts.keeps_parts()  # of another fingerprint, nothing is taken
+    found = work("b" * 16, False)
+    assert len(made) == 2 and all(np.array_equal(a, b) for a, b in zip(found, whole, strict=True))
+    assert [a.dtype for a in found] == [a.dtype for a in whole]
+    assert not list(scratch_of(tmp_path / "topics.parquet").glob("topics*"))
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])

@@ -4,17 +4,25 @@ import io
 import random
 import zipfile
 
+import numpy as np
 import polars as pl
 import pytest
+from conftest import ROOT
 from PIL import Image
 
+from pipeline.benchmarks import views
 from pipeline.benchmarks.draw import draw_few_shot, draw_train_and_val
 from pipeline.benchmarks.params import Sgd
 from pipeline.benchmarks.reader import Pictures, half_of, read_samples
 from pipeline.benchmarks.scores import harmonic_mean
+from pipeline.clip.backbone import load_backbone
 from pipeline.errors import InputError
 from pipeline.gram.tune import learning_rate
 from pipeline.prompts.starts import Start, load_start, save_start
+
+
+def silent(items, label, total=None):
+    return items
 
 
 def jpeg():
@@ -167,3 +175,42 @@ def test_starts_read_back_and_complain(tmp_path):
     (tmp_path / "prompt.safetensors").unlink()
     with pytest.raises(InputError, match="prompt.safetensors: missing"):
         load_start(tmp_path)
+
+
+def test_features_of_a_benchmark_go_on_at_the_next_part(tmp_path, monkeypatch):
+    """Encoding ImageNet takes hours: what was finished is not encoded again."""
+    backbone = load_backbone(ROOT / "demo" / "backbone")
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    files = [f"{n}.png" for n in range(8)]
+    for file in files:
+        pixels = rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / file)
+    pictures, encoded = Pictures(tmp_path / "pictures"), []
+    plain = views.image_features
+
+    def stopped(after):
+        def encode(backbone, seen):
+            seen = list(seen)
+            if len(encoded) == after:
+                raise KeyboardInterrupt
+            encoded.append(len(seen))
+            return plain(backbone, seen)
+
+        return encode
+
+    def both(work):
+        tests = views.encode_test(backbone, pictures, files, work, silent)
+        return tests, views.encode_train(backbone, pictures, files[:4], 3, 1, work / "d", silent)
+
+    monkeypatch.setattr(views, "PART", 3)
+    tests, trained = both(tmp_path / "alone")
+    assert tests.shape == (8, backbone.dim) and trained.shape == (3, 4, backbone.dim)
+    for after in (0, 2, 4):
+        monkeypatch.setattr(views, "image_features", stopped(after))
+        with pytest.raises(KeyboardInterrupt):
+            both(tmp_path / "parts")
+    monkeypatch.setattr(views, "image_features", stopped(None))
+    again = both(tmp_path / "parts")
+    assert encoded == [3, 3, 2, 4, 4, 4]
+    assert np.array_equal(again[0], tests) and np.array_equal(again[1], trained)

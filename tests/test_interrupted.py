@@ -95,6 +95,7 @@ EDITED = {
     "features": (1, *VECTORS),
     "embed": (1, *VECTORS),
     "episodes": (1, *VECTORS),
+    "benchmark": (1, *VECTORS),
     "metatrain": (2, "pipeline/gram/meta.py", "- inner.lr * step[m]", "+ inner.lr * step[m]"),
     "tune": (
         1,

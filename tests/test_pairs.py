@@ -107,6 +107,24 @@ def fetched(tmp_path_factory):
     return top, table, counts
 
 
+def test_an_index_goes_on_at_the_next_shard(fetched, tmp_path, monkeypatch):
+    top, table, _ = fetched
+    shutil.copytree(top / "one", tmp_path / "shards")
+    (tmp_path / "parts").mkdir()
+    whole, statuses = index_pairs(table, tmp_path / "shards", QUIET)
+    (tmp_path / "shards" / "00001.tar").write_bytes(b"")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(InputError, match="00001.tar"):
+        index_pairs(table, tmp_path / "shards", QUIET, tmp_path / "parts")
+    shutil.copy(top / "one" / "00001.tar", tmp_path / "shards")
+    for shard in ("00000.tar", "00002.tar"):  # the one was read, the other may have been
+        if (tmp_path / "parts" / shard).with_suffix(".parquet").exists():
+            (tmp_path / "shards" / shard).write_bytes(b"")
+    assert (tmp_path / "shards" / "00000.tar").stat().st_size == 0
+    again = index_pairs(table, tmp_path / "shards", QUIET, tmp_path / "parts")
+    assert again[0].equals(whole) and again[1] == statuses
+
+
 def test_every_link_is_accounted_for(fetched):
     top, table, counts = fetched
     assert counts == {

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.metrics import adjusted_rand_score
 from test_clustering import TOPICS, groups, silent, unit
 
-from pipeline.artifacts import read_table, to_vectors, write_table
+from pipeline.artifacts import read_table, remembered, to_vectors, write_table
 from pipeline.clustering import embedding
 from pipeline.clustering.embedding import embed_captions, model_path
 from pipeline.clustering.params import Topics
@@ -233,3 +233,27 @@ def test_what_is_asked_for_decides_how_many_cells_are_looked_into():
     assert reached == pytest.approx(measured, abs=0.02) and measured >= 0.9
     blind, _ = search_index(base, 1, exact_up_to=0, recall=0.9, seed=0)
     assert blind.nprobe == 1 < index.nprobe < 40
+
+
+@pytest.mark.parametrize("stopped_at", ["neighbours", "reduced", "nearest"])
+def test_topics_go_on_behind_the_last_step_that_was_finished(tmp_path, stopped_at):
+    x, _ = groups(20, 36)
+    wanted = settings(fit_on=400)
+    made = []
+
+    def keep(name, make):
+        if name == stopped_at and name not in made:
+            made.append(name)
+            raise KeyboardInterrupt
+        made.extend([name] * (not (tmp_path / name).exists()))
+        return remembered(tmp_path / name, make)
+
+    with pytest.raises(KeyboardInterrupt):
+        find_topics(x, wanted, 1, silent, keep)
+    again = find_topics(x, wanted, 1, silent, keep)
+    steps = ["neighbours", "reduced", "nearest"]
+    place = steps.index(stopped_at)
+    assert made == steps[: place + 1] + steps[place:]
+    alone = find_topics(x, wanted, 1, silent)
+    assert np.array_equal(again.topic, alone.topic) and again.counts == alone.counts
+    assert np.array_equal(again.grouped.reduced, alone.grouped.reduced)

@@ -6,15 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import transforms
 
+from pipeline.artifacts import remembered
 from pipeline.clip.backbone import Backbone, image_features, open_picture
 from pipeline.errors import InputError
 from pipeline.pictures import Pictures
+
+PART = 2000  # test pictures whose features are kept together when a stage is stopped
 
 
 def opened(pictures: Pictures, name: str, content: bytes | None = None) -> Image.Image:
@@ -47,11 +52,21 @@ def train_view(backbone: Backbone) -> transforms.Compose:
     )
 
 
-def encode_test(backbone: Backbone, pictures: Pictures, files: list[str], progress) -> np.ndarray:
-    """(n, e) features of the test views (resize, centre crop)."""
-    return image_features(
-        backbone, (backbone.test_view(opened(pictures, f)) for f in progress(files, "test views"))
-    ).numpy()
+def _encoded(backbone: Backbone, views: Iterable[torch.Tensor]) -> tuple[np.ndarray]:
+    return (image_features(backbone, views).numpy(),)
+
+
+def encode_test(
+    backbone: Backbone, pictures: Pictures, files: list[str], work: Path, progress
+) -> np.ndarray:
+    """(n, e) features of the test views (resize, centre crop); finished parts stay in `work`."""
+    parts = [np.zeros((0, backbone.dim), np.float32)]
+    for start in range(0, len(files), PART):
+        part = files[start : start + PART]
+        label = f"test views from {start} of {len(files)}"
+        views = (backbone.test_view(opened(pictures, f)) for f in progress(part, label))
+        parts += remembered(work / f"test-{start}.npz", partial(_encoded, backbone, views))
+    return np.concatenate(parts)
 
 
 class AugmentedViews:
@@ -114,13 +129,17 @@ class EpochViews:
 
 
 def encode_train(
-    backbone: Backbone, pictures: Pictures, files: list[str], epochs: int, seed: int, progress
+    backbone: Backbone,
+    pictures: Pictures,
+    files: list[str],
+    epochs: int,
+    seed: int,
+    work: Path,
+    progress,
 ) -> np.ndarray:
-    """(epochs, n, e) features of the augmented views."""
+    """(epochs, n, e) features of the augmented views; finished epochs stay in `work`."""
     views = AugmentedViews(backbone, lambda i: opened(pictures, files[i]), len(files), epochs, seed)
-    return np.stack(
-        [
-            image_features(backbone, of_epoch).numpy()
-            for of_epoch in progress(views, f"training views, seed {seed}")
-        ]
-    )
+    parts: list[np.ndarray] = []
+    for epoch, of_epoch in enumerate(progress(views, f"training views, seed {seed}")):
+        parts += remembered(work / f"{epoch}.npz", partial(_encoded, backbone, of_epoch))
+    return np.stack(parts)

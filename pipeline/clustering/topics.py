@@ -8,7 +8,9 @@ is less.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -35,7 +37,14 @@ from pipeline.neighbours import PROBES, exact_index, search_index
 
 MAP_EPOCHS = 100  # UMAP's own default for few points is 500; the map starts from a finished layout
 AGrouping = TypeVar("AGrouping", bound=Grouping)
+Make = Callable[[], tuple[np.ndarray, ...]]
+Keep = Callable[[str, Make], tuple[np.ndarray, ...]]
 JOINED = 8_192  # outliers that are compared with all topics at once
+
+
+def made_anew(name: str, make: Make) -> tuple[np.ndarray, ...]:
+    """For steps of which nothing is kept."""
+    return make()
 
 
 def reduce(
@@ -158,11 +167,13 @@ def group(
     graph: tuple[np.ndarray, np.ndarray],
     settings: Grouping,
     seed: int,
+    keep: Keep = made_anew,
 ) -> Grouped:
     """UMAP on the graph, and HDBSCAN in the reduced space; each row is a point that counts `weight`
     captions.
     """
-    reduced = reduce(vectors, graph, settings.components, settings.min_dist, seed, init="pca")
+    how = (settings.components, settings.min_dist, seed)
+    (reduced,) = keep("reduced", lambda: (reduce(vectors, graph, *how, init="pca"),))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = hdbscan.HDBSCAN(
@@ -192,17 +203,26 @@ def of_sample(settings: AGrouping, share: float) -> AGrouping:
 
 
 def cluster(
-    vectors: np.ndarray, weight: np.ndarray, settings: Clustering, seed: int, progress
+    vectors: np.ndarray,
+    weight: np.ndarray,
+    settings: Clustering,
+    seed: int,
+    progress,
+    keep: Keep = made_anew,
 ) -> tuple[Grouped, dict]:
     """What HDBSCAN finds, without outlier policy or sampling, and how good graph and topics are;
     each row is a point that counts `weight` captions.
     """
     steps = progress(None, "neighbours", total=2)
-    graph, recall = neighbour_graph(
-        vectors, settings.neighbours, settings.exact_up_to, settings.recall, seed
-    )
+    how = (settings.neighbours, settings.exact_up_to, settings.recall, seed)
+
+    def neighbours() -> tuple[np.ndarray, ...]:
+        graph, recall = neighbour_graph(vectors, *how)
+        return *graph, np.array(recall)
+
+    *graph, recall = keep("neighbours", neighbours)
     advance(steps, "clustering")
-    found = group(vectors, weight, graph, settings, seed)
+    found = group(vectors, weight, (graph[0], graph[1]), settings, seed, keep)
     steps.close()
     count = int(found.topic.max()) + 1
     if count < 2:
@@ -211,7 +231,7 @@ def cluster(
             f"'topics.min_cluster_size' (now {settings.min_cluster_size}) or 'topics.min_samples' "
             f"(now {settings.min_samples})"
         )
-    return found, {"recall": round(recall, 4), "validity": round(found.validity, 4)}
+    return found, {"recall": round(float(recall), 4), "validity": round(found.validity, 4)}
 
 
 def stability(
@@ -277,8 +297,13 @@ class Found:
     counts: dict
 
 
-def find_topics(vectors: np.ndarray, settings: Clustering, seed: int, progress) -> Found:
+def find_topics(
+    vectors: np.ndarray, settings: Clustering, seed: int, progress, keep: Keep = made_anew
+) -> Found:
     """Clusters (n, d) normalised sentence embeddings, float16 or float32; equal ones are one point.
+
+    `keep` is given the name of each step that takes minutes at millions of captions (neighbours,
+    reduced, nearest) and what makes it.
 
     Raises InputError if there are too few captions, or no topic comes out.
     """
@@ -290,10 +315,10 @@ def find_topics(vectors: np.ndarray, settings: Clustering, seed: int, progress) 
     fitted = sample_of(different, settings.fit_on, seed)
     sample = (vectors if len(fitted) == different else vectors[fitted]).astype(np.float32)
     smaller = of_sample(settings, len(fitted) / different)
-    grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress)
+    grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress, keep)
     topic, strength = grouped.topic, grouped.strength
     if len(fitted) < different:
-        nearest = follow(vectors, sample, fitted, settings, seed)
+        (nearest,) = keep("nearest", partial(follow, vectors, sample, fitted, settings, seed))
         topic, strength = topic[nearest], strength[nearest]
     del sample
     outside = points.weight[topic < 0].sum()
@@ -315,7 +340,7 @@ def find_topics(vectors: np.ndarray, settings: Clustering, seed: int, progress) 
 
 def follow(
     vectors: np.ndarray, sample: np.ndarray, fitted: np.ndarray, settings: Neighbourhood, seed: int
-) -> np.ndarray:
+) -> tuple[np.ndarray]:
     """(n,) for each of (n, d) rows the nearest row of the sample; of the sample's own (`fitted`),
     themselves.
     """
@@ -331,4 +356,4 @@ def follow(
             found[empty] = exact_index(sample).search(rows[empty], 1)[1].ravel()
         nearest[start : start + BLOCK] = found
     nearest[fitted] = np.arange(len(fitted))
-    return nearest
+    return (nearest,)

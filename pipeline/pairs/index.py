@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.artifacts import read_table, remedy, shard_paths
+from pipeline.artifacts import read_table, remedy, shard_paths, write_table
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS
 from pipeline.pairs.tars import tar_files
+from pipeline.stage import workers
 from pipeline.upright import upright
+
+# What a look at the pictures of a shard gives.
+LOOKED_AT = pa.schema(
+    [
+        ("key", pa.string()),
+        ("picture", pa.string()),
+        ("shard", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int32()),
+        ("sha256", pa.string()),
+        ("complaint", pa.string()),
+    ]
+)
 
 
 def inspect(picture: bytes) -> tuple[int | None, int | None, str | None]:
@@ -51,35 +67,49 @@ def failure_reasons(pairs: pl.DataFrame, most: int = 10) -> dict[str, int]:
     )
 
 
-def _pictures(shards: Path, progress) -> pl.DataFrame:
-    """One row for each picture's name in the shards; a picture of several names is looked at
-    once.
-    """
+def _pictures_of(shard: Path) -> pa.Table:
+    """One row for each picture's name in a shard; a picture of several names is looked at once."""
     rows: list[tuple] = []
-    for shard in progress(shard_paths(shards, ".tar"), "indexing"):
-        known: dict[str, tuple] = {}
-        for member, content in tar_files(shard):
-            key, _, kind = member.name.rpartition(".")
-            if kind != "jpg":
-                continue
-            owner = member.linkname.removesuffix(".jpg") or key
-            if owner not in known:
-                picture = content.read()
-                size = inspect(picture)
-                digest = hashlib.sha256(picture).hexdigest()
-                known[owner] = (*size[:2], len(picture), digest, size[2])
-            rows.append((key, owner, shard.name, *known[owner]))
-    columns = [
-        ("key", pl.String),
-        ("picture", pl.String),
-        ("shard", pl.String),
-        ("width", pl.Int32),
-        ("height", pl.Int32),
-        ("bytes", pl.Int32),
-        ("sha256", pl.String),
-        ("complaint", pl.String),
-    ]
-    return pl.DataFrame(rows, schema=columns, orient="row")
+    known: dict[str, tuple] = {}
+    for member, content in tar_files(shard):
+        key, _, kind = member.name.rpartition(".")
+        if kind != "jpg":
+            continue
+        owner = member.linkname.removesuffix(".jpg") or key
+        if owner not in known:
+            picture = content.read()
+            size = inspect(picture)
+            digest = hashlib.sha256(picture).hexdigest()
+            known[owner] = (*size[:2], len(picture), digest, size[2])
+        rows.append((key, owner, shard.name, *known[owner]))
+    columns = zip(*rows, strict=True) if rows else [[]] * len(LOOKED_AT)
+    return pa.table(
+        [pa.array(c, f.type) for c, f in zip(columns, LOOKED_AT, strict=True)], LOOKED_AT
+    )
+
+
+def _pictures(shards: Path, work: Path | None, progress) -> pl.DataFrame:
+    """The rows of all shards, of which as many are read at once as there are threads; those whose
+    rows are in `work` are not read again.
+    """
+    paths = shard_paths(shards, ".tar")
+
+    def look(shard: Path) -> pa.Table:
+        part = work / f"{shard.stem}.parquet" if work else None
+        if part and part.exists():
+            return read_table(part, LOOKED_AT)
+        table = _pictures_of(shard)
+        if part:
+            write_table(table, part, LOOKED_AT)
+        return table
+
+    threads = ThreadPoolExecutor(workers("OMP_NUM_THREADS"))
+    try:
+        parts = list(progress(threads.map(look, paths), "indexing", total=len(paths)))
+    finally:
+        # an error or interruption waits for the shards under way, not for all
+        threads.shutdown(cancel_futures=True)
+    return pl.from_arrow(pa.concat_tables(parts))
 
 
 def _check_complete(shards: Path, wanted: pl.Series, found: pl.Series, what: str) -> None:
@@ -92,8 +122,11 @@ def _check_complete(shards: Path, wanted: pl.Series, found: pl.Series, what: str
             )
 
 
-def index_pairs(captions: Path, shards: Path, progress) -> tuple[pa.Table, dict[str, int]]:
-    """Joins captions, fetch results and pictures by key.
+def index_pairs(
+    captions: Path, shards: Path, progress, work: Path | None = None
+) -> tuple[pa.Table, dict[str, int]]:
+    """Joins captions, fetch results and pictures by key. What a shard holds is written to
+    work/NNNNN.parquet, unless it is there.
 
     Returns:
         The table of `PAIRS`, with `PICTURE` if pictures have several captions, and how many pairs
@@ -102,7 +135,7 @@ def index_pairs(captions: Path, shards: Path, progress) -> tuple[pa.Table, dict[
     Raises:
         InputError naming a key that one of them lacks.
     """
-    pictures = _pictures(shards, progress)
+    pictures = _pictures(shards, work, progress)
     fetched = pl.from_arrow(read_table(shards / "fetched.parquet", FETCHED))
     table = pl.from_arrow(read_table(captions, CAPTIONS))
     _check_complete(shards, table["key"], fetched["key"], "fetch result")
