@@ -210,7 +210,7 @@ def mean_step(world: World, start: Start, tasks: Path, count: int = 40) -> tuple
             steps.append({m: g[0] for m, g in regulate(start.phi, raw, start.input_scale).items()})
     mean = {m: torch.stack([s[m] for s in steps]).mean(dim=0) for m in start.theta}
     length = lambda step: sum(float(g.square().sum()) for g in step.values())
-    share = length(mean) / np.mean([length(step) for step in steps])
+    share = length(mean) / float(np.mean([length(step) for step in steps]))
     return {m: inner.lr * g for m, g in mean.items()}, share
 
 

@@ -2,6 +2,7 @@
 no result.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import tiny
 import torch
 import torch.distributed as dist
 from accelerator import Use
-from conftest import ROOT, free_port
+from conftest import ROOT, free_port, with_values
 from safetensors.torch import load_file, save_file
 from test_training import one_step, outer, train, write_episodes
 
@@ -21,6 +22,7 @@ from pipeline.benchmarks.evaluation import judge
 from pipeline.clip.backbone import load_backbone
 from pipeline.device import device, within_memory
 from pipeline.episodes import shards
+from pipeline.episodes.shards import count_episodes
 from pipeline.errors import InputError
 from pipeline.gram import parallel
 from pipeline.gram import train as loop
@@ -379,3 +381,60 @@ def test_recompute_changes_nothing_on_an_accelerator(tiny_world, there):
     for name, g in kept.theta.items():
         assert (again.theta[name] - g).abs().max().item() <= 1e-4 * g.abs().max().item(), name
     assert outer(recompute=True).recompute
+
+
+def test_tasks_are_drawn_as_params_yaml_says(tiny_world, monkeypatch, tmp_path):
+    """`meta_seed` draws the training tasks; `seed` chooses what is held out, and draws from it."""
+    from pipeline.episodes import tasks
+
+    asked, draw_split = [], tasks.draw_split
+    monkeypatch.setattr(
+        tasks, "draw_split", lambda *given: asked.append(given) or draw_split(*given)
+    )
+    changes = {"seed": 11, "meta_seed": 12, "held_out_topics": 0.4, "validation_tasks": 5}
+    with_values(tmp_path / "params.yaml", changes, source=tiny_world / "params.yaml")
+
+    def drawn(*more):
+        given = ("--name", "small", "--labelled", tiny_world / "labelled", *more)
+        params = tmp_path / "params.yaml"
+        tiny.stage("labelled_episodes", *given, "--out", tmp_path / "out", params=params)
+        _, wanted, held = asked.pop()
+        return wanted, held
+
+    wanted, held = drawn()
+    assert (wanted.seed, wanted.tasks, wanted.ways) == (12, 17, 2)
+    assert (wanted.shots, wanted.queries) == (2, 2)
+    assert (held.seed, held.share, held.tasks) == (11, 0.4, 5)
+    wanted, held = drawn("--seed", 13)
+    assert wanted.seed == 13 and held.seed == 11
+    assert count_episodes(tmp_path / "out" / "validation") == 5
+
+
+def test_meta_seed_is_that_of_what_is_learned(tiny_world, monkeypatch, tmp_path):
+    from pipeline.gram import learn
+
+    asked = []
+    monkeypatch.setattr(learn, "learn_start", lambda *given: asked.append(given) or 1 / 0)
+    changes = {"seed": 11, "meta_seed": 12}
+    with_values(tmp_path / "params.yaml", changes, source=tiny_world / "params.yaml")
+    episodes = tiny_world / "episodes" / "small" / "1"
+    given = ("--name", "coop_gram", "--episodes", episodes, "--out", tmp_path / "out")
+    with pytest.raises(ZeroDivisionError):
+        tiny.stage("metatrain", *given, params=tmp_path / "params.yaml")
+    assert asked[0][3] == 12
+
+
+def test_metatrain_tells_what_validation_tasks_say_of_what_is_kept(tiny_world, tmp_path):
+    import polars as pl
+
+    episodes, validation = tiny_world / "episodes" / "small" / "1", tmp_path / "v.json"
+    given = ("--name", "coop_gram", "--episodes", episodes, "--out", tmp_path / "out")
+    words, figures = tiny.stage_in(tiny_world, "metatrain", *given, "--validation", validation)
+    last = pl.read_csv(tmp_path / "out" / "curve.csv").row(-1, named=True)
+    for name in ("validation_start", "validation_plain", "validation"):
+        assert figures[f"{name}_loss"] == pytest.approx(last[f"{name}_loss"], rel=1e-4)
+        accuracy = 100 * last[f"{name}_accuracy"]
+        assert figures[f"{name}_accuracy"] == pytest.approx(accuracy, rel=1e-4)
+        assert f"{accuracy:.1f}%" in words
+    headline = {"coop_gram": {"validation": figures["validation_accuracy"]}}
+    assert json.loads(validation.read_text()) == headline
