@@ -27,6 +27,7 @@ ENVIRONMENT = os.environ | {
 WHOLE = {
     *("demo", "edit", "week", "ada", "bucket", "tuned", "fetched", "shared", "server", "database"),
     *("checkout", "diverged", "tiny_world", "starts", "fitted", "model", "published", "world"),
+    "repository",
 }
 
 

@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 from conftest import ROOT, run
 
 from pipeline.accept import for_code_alone
@@ -28,6 +29,7 @@ def accept(folder):
     return run(sys.executable, "-m", "pipeline.accept", cwd=folder, PYTHONPATH=ROOT).stdout
 
 
+@pytest.mark.whole
 def test_only_what_is_stale_for_its_code_is_accepted(tmp_path):
     run("git", "init", "--quiet", ".", cwd=tmp_path)
     run("dvc", "init", "--quiet", cwd=tmp_path)
