@@ -73,7 +73,7 @@ mlflow: $(READY)  ## MLflow's page of all runs that this checkout has seen
 # DVC's workers read git's configuration too, and cannot read a value that begins with a quote: hence `env`.
 team: $(READY)  ## once per clone: git merges dvc.lock by stage
 	@git config merge.dvc-lock.name "stages of dvc.lock"
-	@git config merge.dvc-lock.driver "env '$$(python -c 'import sys; print(sys.executable)')' -m pipeline.merge_lock %O %A %B || git merge-file %A %O %B"
+	@git config merge.dvc-lock.driver "$$(python -m pipeline.merge_lock --driver)"
 
 share: $(READY)  ## to the team's remotes: results, the run cache, experiments with theirs
 	@dvc push --run-cache

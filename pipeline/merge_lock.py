@@ -1,7 +1,7 @@
 """Git's merge of `dvc.lock`, stage by stage: two branches that ran different stages need no hand
 work.
 
-    git config merge.dvc-lock.driver "/path/to/python -m pipeline.merge_lock %O %A %B"
+    git config merge.dvc-lock.driver "$(python -m pipeline.merge_lock --driver)"
 
 `make team` does it, with the environment's own interpreter; where that cannot run, git merges the
 text and marks its conflicts.
@@ -12,6 +12,7 @@ inputs, so `dvc repro` finds it stale and runs it.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ def merge_stages(
     return merged, both
 
 
+def driver(executable: str) -> str:
+    """The command for git's configuration, in ASCII without a quote in front: DVC's workers copy
+    this file with a reader of their own, and every queued experiment fails at anything else.
+    """
+    word = f"'{executable}'"
+    if not executable.isascii():
+        octal = "".join(chr(b) if b < 128 else f"\\{b:03o}" for b in os.fsencode(executable))
+        word = f"\"$(printf '{octal}')\""
+    return f"env {word} -m pipeline.merge_lock %O %A %B || git merge-file %A %O %B"
+
+
 def _stages(path: Path) -> dict[str, Any]:
     """Without a common ancestor, git hands an empty file."""
     return read_yaml(path)["stages"] if path.stat().st_size else {}
@@ -47,6 +59,9 @@ def _stages(path: Path) -> dict[str, Any]:
 def main() -> None:
     from dvc.utils.serialize import dump_yaml
 
+    if sys.argv[1:] == ["--driver"]:
+        print(driver(sys.executable))
+        return
     base, ours, theirs = map(Path, sys.argv[1:4])
     try:
         stages, both = merge_stages(_stages(base), _stages(ours), _stages(theirs))

@@ -137,6 +137,27 @@ def test_workers_of_a_queue_can_read_the_configuration(diverged):
     assert found['merge "dvc-lock"']["driver"].startswith("env ")
 
 
+def test_an_environment_in_a_path_with_umlauts(diverged, tmp_path):
+    """DVC's workers write the configuration anew, and can write ASCII alone."""
+    from pipeline.merge_lock import driver
+
+    place = tmp_path / "für alle"
+    place.mkdir()
+    (place / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (place / "python").chmod(0o755)
+    command = driver(str(place / "python"))
+    assert command.isascii()
+    run("git", "config", "merge.dvc-lock.driver", command, cwd=diverged)
+    config = diverged / ".git" / "config"
+    copied = ConfigObj(str(config), list_values=False)
+    with config.open("wb") as file:  # as DVC does
+        copied.write(file)
+    assert run("git", "config", "merge.dvc-lock.driver", cwd=diverged).stdout.strip() == command
+    done = merge_without_environment(diverged)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_yaml(diverged / "dvc.lock")["stages"] == {"one": {"cmd": 2}, "two": {"cmd": 3}}
+
+
 def test_a_driver_that_cannot_run_leaves_a_conflict_to_be_seen(diverged):
     driver = run("git", "config", "merge.dvc-lock.driver", cwd=diverged).stdout.strip()
     gone = driver.replace(sys.executable, "/nowhere/bin/python")
