@@ -50,6 +50,11 @@ INPUTS = {
 # by how a benchmark was read
 NOT_THE_REFERENCE = {"official": "not the reference split: made from the publisher's own lists"}
 
+ONE_RUN = (
+    "Meta-learned methods were learned once: other training tasks (meta_seed) give other figures, "
+    "and intervals over few-shot seeds do not tell by how much; a study does."
+)
+
 
 def print_table(figures: dict[str, dict[str, float]], titles: dict[str, str]) -> None:
     """A line per method: the averages of every protocol."""
@@ -166,7 +171,7 @@ def main():
     lead = (
         f"{len(titles)} methods on {len(benchmarks)} benchmarks; prompts "
         f"meta-learned from {data['counts']['in topics']:,} unlabelled image–text pairs "
-        f"in {len(data['topics'])} topics."
+        f"in {len(data['topics'])} topics. {ONE_RUN if p.methods.meta else ''}"
     )
     epoch_figures = [
         figure_html(figures.epoch_curves(epochs, titles, half), f"epochs-{half}")
