@@ -576,6 +576,11 @@ def closure(script: Path) -> list[str]:
     return sorted(f for f in files if f != own and ROOT.joinpath(f).stat().st_size)
 
 
+def reached(script: Path) -> set[Reference]:
+    """(file, name in it) of every definition that a script reaches; for the documentation."""
+    return set(_walked(script, {}).done)
+
+
 def digests(script: Path, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
     """SHA-256 of what counts of the script and of every file that it loads; "" where nothing does.
 
