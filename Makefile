@@ -25,7 +25,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 BASELINES := git for-each-ref --format='%(refname)' refs/exps | \
   sed -n 's|^refs/exps/\([0-9a-f]\{2\}\)/\([0-9a-f]\{38\}\)/.*|--rev \1\2|p' | sort -u
 
-.PHONY: repro test test-quick test-slow lint check benchmarks dag study experiments mlflow team share fetch verify accept tag tidy clean
+.PHONY: repro test test-quick test-slow lint docs check benchmarks dag study experiments mlflow team share fetch verify accept tag tidy clean
 
 repro: $(READY) check  ## run whatever is stale, from captions to the report
 	@python -m pipeline.tidy --cached
@@ -41,6 +41,10 @@ lint: $(READY)  ## form, rules and types of the code
 	@ruff format --check .
 	@ruff check .
 	@mypy
+
+docs: $(VENV)/.docs  ## the documentation as a site; whatever Sphinx warns of is an error
+	@python -m sphinx -q -W --keep-going -c docs/site docs site
+	@echo "site: $(CURDIR)/site/index.html"
 
 test-quick: $(READY)  ## every pure function and every error message, no demo run
 	@$(PYTEST) -m "not slow and not whole"
@@ -108,6 +112,10 @@ $(READY): pyproject.toml constraints.txt
 	test "$$($(VENV)/bin/python -V 2>/dev/null)" = "$$("$$found" -V)" || "$$found" -m venv --clear $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch torchvision)
 	$(PIP) -e ".[pipeline,test,lint]"
+	@touch $@
+
+$(VENV)/.docs: $(READY)
+	$(PIP) -e ".[pipeline,test,lint,docs]"
 	@touch $@
 
 $(VENV)/.ray: $(READY)

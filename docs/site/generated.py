@@ -247,7 +247,7 @@ def parameters():
         groups.setdefault(key.partition(".")[0], []).append(row + f"{cell(said.get(key, ''))} |")
     parts = [
         "# Parameters\n\nEvery key of `params.yaml`, from its schema; the words are the comments "
-        "of the demo's file, whose values are sound ones to start from. `NAME` stands for an entry's "
+        "of the demo's file, whose values are sound to start from. `NAME` stands for an entry's "
         "name. A key without a default must be there. [stale.md](../stale.md) says what each key "
         "reruns, [choices.md](../choices.md) why a default is what it is.\n"
     ]
@@ -284,8 +284,8 @@ def api():
     }
     rows = "\n".join(f"{room} <api/{room}.md>" for room in pages)
     texts["api.md"] = (
-        "# API\n\nFrom the docstrings: the public face `gram`, then the rooms of the pipeline in "
-        "the         f"order of their names ([architecture.md](../architecture.md) has the order of use).\n\n"
+        "# API\n\nFrom the docstrings: the public face `gram`, then the rooms of the pipeline by "
+        "name ([architecture.md](../architecture.md) has the order of their use).\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n\n{rows}\n```\n"
     )
     return texts
