@@ -53,11 +53,12 @@ def names_of(store: Path, lock: Path) -> dict[str, str]:
 
 
 def _remove(path: Path) -> str:
-    """Removes a file of the cache; says what became of it."""
+    """Removes a file of the cache, a colleague's too where the folder is the group's; says what
+    became of it.
+    """
     try:
-        path.chmod(0o644)
         path.unlink()
-    except OSError as error:  # of another user, on a disk that can only be read
+    except OSError as error:  # on a disk that can only be read
         return f"cannot be removed ({error.strerror})"
     return "removed"
 

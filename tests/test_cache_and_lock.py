@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from configobj import ConfigObj
@@ -81,6 +83,24 @@ def test_a_lock_that_cannot_be_read_costs_the_names_alone(checkout):
     done = verify(folder)
     assert done.returncode == 1 and "of another state is damaged" in done.stderr
     assert "files cannot be named" in done.stderr and not part.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_a_colleague_s_damaged_file_is_removed_from_a_shared_cache():
+    """`cache.shared group`: the folders are the group's, the files are of whoever made them."""
+    from pipeline.verify_cache import _remove
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        path = Path(folder) / "of another user"
+        path.write_text("damaged")
+        path.chmod(0o444)
+        os.seteuid(65534)
+        try:
+            assert _remove(path) == "removed"
+        finally:
+            os.seteuid(0)
+        assert not path.exists()
 
 
 # --- the merge driver ---
