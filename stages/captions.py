@@ -1,7 +1,7 @@
 """Reads the caption–URL table of the source (fetched first, if `source.obtain` says so), checks
 every row and gives each a key.
 
-python stages/captions.py --out data/captions.parquet
+    python stages/captions.py --out data/captions.parquet
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

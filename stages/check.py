@@ -1,8 +1,8 @@
 """Compares filter, topics and domains with the truth that the demo's world was drawn from.
 
     python stages/check.py --name demo --captions data/captions.parquet --kept data/kept.parquet \\
-        --clusters data/clusters.parquet --domains data/domains.parquet --metrics
-        data/metrics/check_demo.json
+        --clusters data/clusters.parquet --domains data/domains.parquet \\
+        --metrics data/metrics/check_demo.json
 
 Nothing in the chain depends on the result. Worlds without a known truth list no `world.truths`.
 """

@@ -1,7 +1,7 @@
 """Puts a study's runs side by side: means over seeds, paired differences with intervals, one page
 of plots.
 
-python stages/compare.py --runs data/study/runs --out data/study/report
+    python stages/compare.py --runs data/study/runs --out data/study/report
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

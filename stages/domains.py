@@ -1,7 +1,7 @@
 """Splits each topic's pictures into visual domains by k-means on their CLIP features.
 
-python stages/domains.py --clusters data/clusters.parquet --features data/features --out
-data/domains.parquet
+    python stages/domains.py --clusters data/clusters.parquet --features data/features \\
+        --out data/domains.parquet
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

@@ -1,8 +1,8 @@
 """Judges a tuned method on test pictures, under every protocol: base and new classes, other
 domains, other datasets.
 
-    python stages/evaluate.py --tuned data/tuned/coop --benchmarks data/benchmarks --out
-    data/scores/coop
+    python stages/evaluate.py --tuned data/tuned/coop --benchmarks data/benchmarks \\
+        --out data/scores/coop
 
 Each head holds its own names only: base, new, or all classes of the judged benchmark.
 <source>.parquet has every test picture's verdict after the last epoch, <source>.csv base and new

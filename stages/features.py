@@ -1,7 +1,8 @@
 """Computes CLIP image and text features of the fetched pairs; an interrupted run goes on at the
 next shard.
 
-python stages/features.py --pairs data/pairs.parquet --shards data/shards --out data/features
+    python stages/features.py --pairs data/pairs.parquet --shards data/shards \\
+        --out data/features
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

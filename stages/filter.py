@@ -1,6 +1,7 @@
 """Scores every pair and drops noise: poor captions, small pictures, copies, mismatched pairs.
 
-python stages/filter.py --pairs data/pairs.parquet --features data/features --out data/kept.parquet
+    python stages/filter.py --pairs data/pairs.parquet --features data/features \\
+        --out data/kept.parquet
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

@@ -1,8 +1,7 @@
 """Gathers what a person looks at on the way from captions to domains: losses, scores, the topic
 map, topics with pictures.
 
-    python stages/gallery.py --pairs … --out data/gallery.json      # see dvc.yaml for the whole
-    line
+    python stages/gallery.py --pairs … --out data/gallery.json  # see dvc.yaml for the whole line
 
 Apart from the report, so that a sweep does not encode the same pictures again, and a colleague can
 make the report without having the pictures.

@@ -1,8 +1,8 @@
 """Makes one row per caption: shard, size, SHA-256 of its picture, and what went wrong if anything
 did; an interrupted run goes on at the next shard.
 
-python stages/index.py --captions data/captions.parquet --shards data/shards --out
-data/pairs.parquet
+    python stages/index.py --captions data/captions.parquet --shards data/shards \\
+        --out data/pairs.parquet
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

@@ -1,7 +1,7 @@
 """Finds each topic's word by cluster-wise TF-IDF; it becomes the class name in episodes.
 
-    python stages/label.py --kept data/kept.parquet --topics data/topics.parquet --features
-    data/features --clusters data/clusters.parquet --out data/labels.parquet
+    python stages/label.py --kept data/kept.parquet --topics data/topics.parquet \\
+        --features data/features --clusters data/clusters.parquet --out data/labels.parquet
 
 Of its best words, pictures may choose (`label.choose`), for which CLIP features are read. Topics
 of one name become one if `label.merge_same` says so, and those that a person merges, renames or

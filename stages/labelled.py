@@ -1,7 +1,7 @@
 """Computes features of a labelled dataset that tasks are drawn from; an interrupted run goes on at
 the next shard.
 
-python stages/labelled.py --name supervised --out data/labelled/supervised
+    python stages/labelled.py --name supervised --out data/labelled/supervised
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

@@ -1,8 +1,8 @@
 """Builds meta-training tasks from a labelled dataset: what supervised meta-learning learns from
 (Table 6, row 4).
 
-    python stages/labelled_episodes.py --name supervised --labelled data/labelled/supervised --out
-    data/episodes/supervised
+    python stages/labelled_episodes.py --name supervised --labelled data/labelled/supervised \\
+        --out data/episodes/supervised
 
 Speed is set by the environment: EPISODE_THREADS (default: number of cores) shards are written at
 once.

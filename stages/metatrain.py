@@ -1,8 +1,8 @@
 """Meta-learns a method's initial tokens and its gradient regulator (Algorithm 1); resumes from its
 checkpoint.
 
-    python stages/metatrain.py --name coop_gram --episodes data/episodes/shifted --out
-    data/starts/coop_gram
+    python stages/metatrain.py --name coop_gram --episodes data/episodes/shifted \\
+        --out data/starts/coop_gram
 
 On several GPUs: torchrun --nproc-per-node 4 stages/metatrain.py …; each takes its share of every
 batch.

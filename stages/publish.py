@@ -1,7 +1,7 @@
 """Puts a meta-learned start into a folder that others can take: tokens, regulator, config, card.
 
-python stages/publish.py --name coop_gram --start data/starts/coop_gram
---figures data/metrics/evaluate/coop_gram.json --out data/published/coop_gram
+    python stages/publish.py --name coop_gram --start data/starts/coop_gram \\
+        --figures data/metrics/evaluate/coop_gram.json --out data/published/coop_gram
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

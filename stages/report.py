@@ -1,6 +1,6 @@
 """Writes the result page (one self-contained HTML file) and prints the table of results.
 
-python stages/report.py --pairs … --out data/report      # see dvc.yaml for the whole line
+python stages/report.py --gallery … --out data/report  # see dvc.yaml for the whole line
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

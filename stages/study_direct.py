@@ -1,7 +1,7 @@
 """One run of a study: a method tuned from its own initial tokens, one seed for everything random.
 
-python stages/study_direct.py --name vpt --seed 2 --benchmarks data/benchmarks --out
-data/study/runs/vpt/2
+    python stages/study_direct.py --name vpt --seed 2 --benchmarks data/benchmarks \\
+        --out data/study/runs/vpt/2
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

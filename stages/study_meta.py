@@ -1,8 +1,7 @@
 """One run of a study: a method learned from episodes, then tuned, one seed for everything random.
 
-    python stages/study_meta.py --name vpt_gram --seed 2 --episodes data/study/episodes --benchmarks
-    data/benchmarks \
-        --out data/study/runs/vpt_gram/2
+    python stages/study_meta.py --name vpt_gram --seed 2 --episodes data/study/episodes \\
+        --benchmarks data/benchmarks --out data/study/runs/vpt_gram/2
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

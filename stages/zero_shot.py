@@ -1,7 +1,7 @@
 """Judges CLIP with hand-written prompts on the test pictures of every source and its targets;
 nothing is tuned.
 
-python stages/zero_shot.py --name clip --benchmarks data/benchmarks --out data/scores/clip
+    python stages/zero_shot.py --name clip --benchmarks data/benchmarks --out data/scores/clip
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path

@@ -295,6 +295,13 @@ def test_every_stage_explains_itself_wherever_it_is_started():
         assert imports_from == str(ROOT), script  # of this checkout, not of an installed one
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_a_shell_takes_a_stage_s_example_as_it_stands(path):
+    told = ast.get_docstring(ast.parse(path.read_text()))
+    command = told[told.index("python stages/") :].partition("\n\n")[0].splitlines()
+    assert all(line.endswith(" \\") for line in command[:-1])
+
+
 @pytest.mark.parametrize("name", ["params.yaml", "profiles/paper.yaml", "dvc.yaml", "dvc.lock"])
 def test_libyaml_reads_what_python_reads(name):
     """DVC and `read_yaml` parse by libyaml where it is; the environment has it, for DVC parses
