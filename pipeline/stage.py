@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -49,9 +50,12 @@ class Lines(tqdm):
     interpreter's lock (UMAP's layout) delays it.
     """
 
+    under_way = 0
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs, file=open(os.devnull, "w"), mininterval=3600)  # noqa: SIM115
         self.over = Event()
+        Lines.under_way += 1
         Thread(target=self._tell, daemon=True).start()
 
     def __iter__(self) -> Iterator:  # tqdm's own counts only when it draws
@@ -78,9 +82,31 @@ class Lines(tqdm):
         return f"{said}, {done / now['elapsed']:.3g} a second, {self.format_interval(left)} left"
 
     def close(self) -> None:
-        if hasattr(self, "over"):
+        if hasattr(self, "over") and not self.over.is_set():
             self.over.set()
+            Lines.under_way -= 1
         super().close()
+
+
+@contextmanager
+def alive(name: str) -> Iterator[None]:
+    """A line every `TOLD` seconds where there is no terminal and no other progress is told: while
+    tables are read, joined and written.
+    """
+    over, began = Event(), time.perf_counter()
+
+    def tell() -> None:
+        while not over.wait(TOLD):
+            if not Lines.under_way:
+                spent = tqdm.format_interval(time.perf_counter() - began)
+                print(f"{name}: {spent} so far", file=sys.stderr, flush=True)
+
+    if not sys.stderr.isatty():
+        Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def progress(items: Iterable, label: str, total: int | None = None) -> tqdm:
@@ -191,7 +217,8 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
         if watched and tracked:
             journal.begin(began)
         _check_code()
-        words, figures, target = main()
+        with alive(name):
+            words, figures, target = main()
         figures = measured(figures)
         if target and first_process():
             write_json(figures, target)

@@ -84,6 +84,21 @@ def test_progress_of_steps_and_of_what_is_quick(monkeypatch, capsys):
     assert lines[0].startswith("neighbours: 0 of 2") and lines[-1].startswith("clustering: 1 of 2")
 
 
+def test_a_stage_is_heard_of_where_nothing_counts_its_steps(monkeypatch, capsys):
+    """Reading, joining and writing millions of rows took minutes without a word."""
+    monkeypatch.setattr(stage, "TOLD", 0.05)
+    with stage.alive("label"):
+        time.sleep(0.2)
+        with stage.progress(None, "words", total=2):
+            time.sleep(0.2)
+        time.sleep(0.2)
+    time.sleep(0.1)
+    said = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    first, second = said.index("words"), len(said) - said[::-1].index("words")
+    assert first > 0 and set(said[:first]) == {"label"} == set(said[second:])
+    assert set(said[first + 1 : second - 1]) <= {"words"} and len(said) <= 14
+
+
 def test_figures_that_are_no_numbers_are_left_out_and_told_of(capsys):
     figures = {"a": 1.5, "b": float("nan"), "c": {"d": float("inf"), "e": 2}, "f": None}
     assert stage.measured(figures) == {"a": 1.5, "c": {"e": 2}, "f": None}
