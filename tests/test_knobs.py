@@ -421,6 +421,27 @@ def test_words_are_counted_by_the_label_s_settings():
     assert "photo" in counted(min_captions=1, stop_words=[])
 
 
+def test_phrases_that_pictures_choose_among_stand_in_a_caption():
+    captions = ["a Polar  bear in the snow", "bears of stock snow", "a bear, snow; riding a bike"]
+    settings = Label(
+        formula="eq3",
+        words=3,
+        longest_phrase=3,
+        min_captions=1,
+        stop_words=["stock"],
+        edits="",
+    )
+
+    def phrases(choose):
+        counted = labels.count_words(captions, settings.model_copy(update={"choose": choose}))
+        assert {"polar", "bear", "bears", "snow", "riding", "bike"} < set(counted.words)
+        assert counted.lengths.tolist() == [5, 4, 4]  # "a" is no word of two letters
+        return {word for word in counted.words if " " in word}
+
+    assert phrases("pictures") == {"polar bear"}
+    assert {"polar bear snow", "bears snow", "bear snow", "riding bike"} < phrases("words")
+
+
 def test_topics_are_described_by_the_label_s_settings():
     captions = ["polar bear snow"] * 4 + ["red fox wood"] * 4 + ["green ant leaf"] * 4
     topic = np.repeat([0, 1, 2], 4)

@@ -11,7 +11,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
 from pipeline.clustering.params import Label
-from pipeline.clustering.words import splitter, stop_words
+from pipeline.clustering.words import plain, splitter, stop_words
 from pipeline.errors import InputError
 
 
@@ -70,6 +70,9 @@ class Counted:
 def _analyser(settings: Label, lengths: list[int]) -> Callable[[str], list[str]]:
     """Caption → its words and phrases that may name a topic; the number of all its words is put
     at the end of `lengths`.
+
+    Phrases leave stop words out ("dog snow" of "a dog in the snow"); those that pictures choose
+    among stand in the caption as they are.
     """
     split, longest = splitter(settings), settings.longest_phrase
     stop = stop_words(settings.language) | set(settings.stop_words)
@@ -83,6 +86,10 @@ def _analyser(settings: Label, lengths: list[int]) -> Callable[[str], list[str]]
             for size in range(2, longest + 1)
             for start in range(len(words) - size + 1)
         ]
+        if settings.choose == "pictures":
+            text = " ".join(plain(caption).split())
+            unspaced = text if settings.segmenter == "icu" else ""
+            phrases = [p for p in phrases if p in text or p.replace(" ", "") in unspaced]
         return words + phrases
 
     return analyse

@@ -79,7 +79,7 @@ class Label(Section):
     segmenter: Literal["spaces", "icu"] = "spaces"
     stop_words: list[str]  # besides those of the language
     # a topic's name: its best word, or the one of its words that tells its pictures best from
-    # those of the topics near it
+    # those of the topics near it; phrases are then those that stand in captions
     choose: Literal["words", "pictures"] = "words"
     # topics whose names' sentence embeddings are at least this similar become one; 1: those of one
     # name alone; null: none, and a word names one topic

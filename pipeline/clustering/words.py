@@ -74,14 +74,19 @@ def by_dictionary(language: str | None) -> Callable[[str], list[str]]:
     return split
 
 
+def plain(text: str) -> str:
+    """In lower case and one spelling (NFC)."""
+    return unicodedata.normalize("NFC", text.lower())
+
+
 def splitter(settings: Label) -> Callable[[str], list[str]]:
-    """Text → its words, in lower case and one spelling (NFC)."""
+    """Text → its words, as `plain` spells them."""
     split = (
         by_dictionary(settings.language)
         if settings.segmenter == "icu"
         else regex.compile(WORD).findall
     )
-    return lambda text: split(unicodedata.normalize("NFC", text.lower()))
+    return lambda text: split(plain(text))
 
 
 def what_to_set(captions: Sequence[str], settings: Label) -> list[str]:
