@@ -17,6 +17,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -248,38 +249,43 @@ def steps(world: World) -> Iterator[dict]:
 def fitted_scale(world: World, start: Start, tasks: Path) -> float:
     """Times the backbone's logit scale: the least validation loss at θ, over a grid."""
     grid, found = np.geomspace(0.2, 2.0, 11), []
-    with torch.no_grad():
-        own = world.backbone.model.logit_scale.clone()
-        for factor in grid:
-            world.backbone.model.logit_scale.copy_(own + float(np.log(factor)))
+    for factor in grid:
+        with scaled(world.backbone, factor):
             found.append(world.validated(start, tasks)["validation_start_loss"])
-        world.backbone.model.logit_scale.copy_(own)
     return float(grid[int(np.argmin(found))])
+
+
+@contextmanager
+def scaled(backbone: Backbone, factor: float):
+    """The backbone with its logit scale times a factor."""
+    scale = backbone.model.logit_scale
+    own = scale.detach().clone()
+    with torch.no_grad():
+        scale.copy_(own + float(np.log(factor)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            scale.copy_(own)
 
 
 def temperature(world: World) -> Iterator[dict]:
     """(d) Before and after meta-training, at the backbone's logit scale and at one fitted first."""
-    scale = world.backbone.model.logit_scale
-    own = scale.detach().clone()
+    method, scale = world.params.method, world.learning.regulator.input_scale
     for seed in world.seeds:
         tasks = world.tasks("shifted", seed)
         generator = torch.Generator().manual_seed(seed)
-        method = world.params.method
         theta = initial_tokens(world.backbone, method, world.learning.context_tokens, generator)[1]
-        begun = Start(method.prompt, method.depth, theta, {}, world.learning.regulator.input_scale)
+        begun = Start(method.prompt, method.depth, theta, {}, scale)
         fitted = fitted_scale(world, begun, tasks)
         for label, factor in (("as it is", 1.0), ("fitted", fitted)):
-            with torch.no_grad():
-                scale.copy_(own + float(np.log(factor)))
-            plain = "shifted, k-means" if factor == 1.0 else "fitted scale"
-            learned, _ = world.learned(plain, seed, tasks)
-            refitted = fitted_scale(world, learned, tasks)
-            for when, start in (("before", begun), ("after", learned)):
-                seen = validation(world.validated(start, tasks))
-                row = {"scale": label, "factor": factor, "training": when, "seed": seed, **seen}
-                yield row | {"best_factor_now": factor * refitted if when == "after" else fitted}
-        with torch.no_grad():
-            scale.copy_(own)
+            with scaled(world.backbone, factor):
+                kind = "shifted, k-means" if factor == 1.0 else "fitted scale"
+                learned, _ = world.learned(kind, seed, tasks)
+                for when, start in (("before", begun), ("after", learned)):
+                    seen = validation(world.validated(start, tasks))
+                    row = {"scale": label, "training": when, "seed": seed, "factor": factor}
+                    yield row | {"best": factor * fitted_scale(world, start, tasks), **seen}
 
 
 def development(world: World) -> tuple[Path, list[str]]:

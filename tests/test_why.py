@@ -1,6 +1,7 @@
 """The experiments of study/why.py: what they take apart, and what choices are made on."""
 
 import importlib
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -68,6 +69,14 @@ def test_experiments_are_averaged_over_seeds_alone(why):
     ]
     assert found["H"].to_list() == pytest.approx([20.002, 20.002, 20.02, 20.02])
     assert found["H_sd"].to_list() == pytest.approx([np.std([10, 30], ddof=1)] * 4)
+
+
+def test_the_logit_scale_is_the_backbone_s_own_again(why):
+    backbone = SimpleNamespace(model=SimpleNamespace(logit_scale=torch.tensor(2.0)))
+    with pytest.raises(ZeroDivisionError), why.scaled(backbone, 0.5):
+        assert backbone.model.logit_scale.exp() == pytest.approx(0.5 * np.exp(2.0))
+        1 / 0  # noqa: B018
+    assert backbone.model.logit_scale == 2.0
 
 
 def test_true_styles_are_domains_of_the_same_topics(why, tmp_path):
