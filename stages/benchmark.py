@@ -139,12 +139,8 @@ def all_views(
 def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of `benchmarks:`")
-    cli.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder for samples, test features, views and pictures",
-    )
+    told = "folder for samples, test features, views and pictures"
+    cli.add_argument("--out", type=Path, required=True, help=told)
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     b = p.benchmark
@@ -156,8 +152,8 @@ def main():
     if b.layout not in IMAGENETS:  # the field lives with its names (docs/benchmarks.md)
         check_prompts(backbone, class_names(samples, "all"), FOUR_TOKENS, b.path)
     draws = list(draws_of(b, p.draws, train))
-    inputs = (b.path, p.backbone.path)
-    with kept_parts(args.out, fingerprint((p, args.name), *inputs)) as work:
+    made_of = fingerprint((p, args.name), b.path, p.backbone.path)
+    with kept_parts(args.out, made_of) as work:
         seen = features_of_tests(backbone, pictures, test, work)
         views = all_views(backbone, pictures, draws, p.epochs, work)
         write_table(dataset.samples, args.out / "samples.parquet", SAMPLES)
@@ -173,8 +169,8 @@ def main():
         "views": len(views),
     }
     words = (
-        f"{args.name}: {counts['classes']} classes, {counts['train']} training and "
-        f"{counts['test']} test pictures; {counts['views']} training views of {len(draws)} draws"
+        f"{args.name}: {counts['classes']} classes, {len(train)} training and {len(test)} test "
+        f"pictures; {len(views)} training views of {len(draws)} draws"
     )
     return words, counts, args.metrics
 
