@@ -140,6 +140,7 @@ print([name for name in sys.argv[1:] if name in sys.modules])
 """
 
 
+@pytest.mark.whole
 def test_a_command_loads_nothing_of_the_pipeline_extra():
     """What `pip install .` does not bring is not needed."""
     extra = "dvc img2dataset umap mlflow hdbscan faiss sentence_transformers plotly pynndescent"
@@ -236,6 +237,7 @@ def test_a_saved_classifier_gives_the_same_bits(fitted, model, own, tmp_path):
             assert (tmp_path / other / name).read_bytes() == (model / name).read_bytes(), name
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_kept_with_its_prompt(method, own, start, tmp_path):
     """New classes get the learned prompt with their names, the same before and after saving."""
@@ -363,6 +365,7 @@ def test_auto_takes_the_simplest_that_is_not_measurably_worse(right_of, taken, w
         assert np.isclose(row["accuracy"], right_of[row["method"]])
 
 
+@pytest.mark.whole
 def test_no_picture_is_judged_by_what_saw_it(monkeypatch):
     """Random labels can be learned by heart; held out, they are guessed."""
     monkeypatch.setattr(methods, "PULL", 1e-6)
@@ -412,6 +415,7 @@ def test_temperature_mends_confidence():
 # --- the command line ---
 
 
+@pytest.mark.whole
 def test_the_whole_road(own, start, tmp_path):
     """check, adapt, info, predict and evaluate as a person types them."""
     out = tmp_path / "m"
@@ -775,7 +779,8 @@ def test_minutes_leave_out_what_takes_too_long(own, start, tmp_path):
     done = gram(
         "adapt", own, "--out", tmp_path / "m", "--backbone", BACKBONE, "--minutes", 0.02, "--json"
     )
-    assert done.exit_code == 0 and json.loads(done.stdout)["left_out"] == ["coop"]
+    # more than the slowest on a slow or busy machine
+    assert done.exit_code == 0 and "coop" in json.loads(done.stdout)["left_out"]
     assert "left out, to stay within 0.02 minutes" in done.stderr
     with pytest.raises(InputError, match="--minutes is 0;"):
         gram("adapt", own, "--out", tmp_path / "n", "--backbone", BACKBONE, "--minutes", 0)

@@ -351,7 +351,7 @@ def compared(world, oracle, phi, inner):
         same(ours, ORACLES[oracle](world, phi, inner))
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, *heavy((3,))])
 @pytest.mark.parametrize("oracle", ORACLES)
 @pytest.mark.parametrize("kind", ["coop", *heavy("vpt", "joint")])
 def test_textual_visual_and_joint_prompts_equal_three_other_ways(worlds, kind, oracle, steps):

@@ -200,6 +200,7 @@ def labelled(folder, table, edits="", **changes):
     return done.stdout, names, pl.read_parquet(folder / "clusters.parquet")
 
 
+@pytest.mark.whole
 def test_the_stage_chooses_merges_and_lets_edits_win(shown):
     """Lions in two topics, of which pictures make one name: one topic with every caption, and what
     a person calls it counts.

@@ -285,6 +285,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.whole
 def test_every_stage_explains_itself_wherever_it_is_started():
     scripts = sorted(map(str, (ROOT / "stages").glob("[a-z]*.py")))
     done = run(sys.executable, "-c", EXPLAIN, *scripts, cwd="/")
