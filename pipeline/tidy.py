@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def main(arguments: list[str]) -> int:
     from dvc.repo import Repo
 
     try:
-        with Repo() as repo, repo.lock:
+        with Repo() as repo, nullcontext() if args.dry else repo.lock:
             tidy(repo, args.dry, args.cached)
     except (DvcException, InputError) as error:
         print(f"tidy: error: {error}", file=sys.stderr)

@@ -56,6 +56,17 @@ def test_an_entry_is_taken_out_wherever_it_stands(path, key):
     assert name not in named
 
 
+def test_the_paper_s_file_too(path):
+    """What somebody does not have, in one go."""
+    source = ROOT / "profiles" / "paper.yaml"
+    shutil.copy(source, path)
+    keys = [f"benchmarks.{name}" for name in ("imagenet", "dtd", "imagenet_a", "caltech101")]
+    assert "protocols.imagenet" in remove(path, keys) and not check(path).remarks()
+    before, after = source.read_text().splitlines(), path.read_text().splitlines()
+    assert not set(after) - set(before) and len(before) - len(after) > 40
+    assert not [x for x in before if x not in after and x.strip().startswith("#")]
+
+
 @pytest.mark.parametrize("key", [key for key in METHODS if key.startswith("methods.")])
 def test_a_method_may_be_taken_out_of_its_table_alone(tmp_path, key):
     """By hand; its title and pairs are left out with a word each."""

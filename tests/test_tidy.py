@@ -236,6 +236,21 @@ def test_what_the_cache_does_not_have_goes_by_command_only(ours):
     assert (ROOT / "docs" / "team.md").exists()
 
 
+@pytest.mark.whole
+def test_looking_does_not_wait_for_a_dvc_that_works(tmp_path):
+    """While a stage runs, `make check` can be asked; what removes something waits, and says so."""
+    from dvc.repo import Repo
+
+    run("git", "init", "--quiet", ".", cwd=tmp_path)
+    run("dvc", "init", "--quiet", cwd=tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    ask = [sys.executable, "-m", "pipeline.tidy"]
+    with Repo(str(tmp_path)).lock:
+        run(*ask, "--dry", cwd=tmp_path, PYTHONPATH=ROOT)
+        busy = run(*ask, cwd=tmp_path, check=False, PYTHONPATH=ROOT)
+    assert busy.returncode == 1 and "tidy: error: Unable to acquire lock" in busy.stderr
+
+
 def test_dvc_s_complaints_are_one_line(tmp_path):
     done = run(sys.executable, "-m", "pipeline.tidy", cwd=tmp_path, check=False, PYTHONPATH=ROOT)
     assert done.returncode == 1 and done.stderr.startswith("tidy: error:")
