@@ -14,7 +14,7 @@ from gram.serve import make_app
 
 api = pytest.importorskip("playwright.sync_api", reason="the extra [test] brings playwright")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-LONG = "a very long name of a picture that nobody would break by hand_" * 3 + ".png"
+LONG = "a_name_without_a_place_to_break_it" * 6 + ".png"
 
 pytestmark = pytest.mark.whole
 
