@@ -30,6 +30,10 @@ from pipeline.params import SAME_BYTES
 # a flipped bit is an error when it is read, not another number
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
 
+# What takes long makes arrays; whoever keeps them is given their name and that.
+Make = Callable[[], tuple[np.ndarray, ...]]
+Keep = Callable[[str, Make], tuple[np.ndarray, ...]]
+
 CHEAP = 2**28  # bytes of an input that are hashed to recognise it
 PART = b"part"  # in a Parquet file's metadata: which of its folder's parts it is
 
@@ -143,7 +147,12 @@ def kept_parts(out: Path | str, print_of_inputs: str) -> Iterator[Path]:
         yield work
 
 
-def remembered(path: Path, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+def made_anew(name: str, make: Make) -> tuple[np.ndarray, ...]:
+    """A `Keep` of nothing."""
+    return make()
+
+
+def remembered(path: Path, make: Make) -> tuple[np.ndarray, ...]:
     """The arrays that `make` gives, as they are: from the .npz file `path`, written if it is not
     there.
     """
@@ -153,6 +162,11 @@ def remembered(path: Path, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[
             np.savez(file, *made, allow_pickle=False)
     with np.load(path, allow_pickle=False) as kept:
         return tuple(kept[f"arr_{number}"] for number in range(len(kept.files)))
+
+
+def keeping(folder: Path) -> Keep:
+    """Keeps arrays as .npz files of that folder."""
+    return lambda name, make: remembered(folder / f"{name}.npz", make)
 
 
 @contextmanager

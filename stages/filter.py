@@ -1,4 +1,5 @@
 """Scores every pair and drops noise: poor captions, small pictures, copies, mismatched pairs.
+An interrupted search for copies goes on at its next twentieth.
 
     python stages/filter.py --pairs data/pairs.parquet --features data/features \\
         --out data/kept.parquet
@@ -8,7 +9,7 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
 
-from pipeline.artifacts import write_table
+from pipeline.artifacts import fingerprint, keeping, kept_parts, write_table
 from pipeline.pairs.noise import filter_pairs
 from pipeline.pairs.params import Filter
 from pipeline.pairs.schemas import KEPT
@@ -27,8 +28,9 @@ def main():
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)
-    kept, counts = filter_pairs(args.pairs, args.features, p.filter)
-    write_table(kept, args.out, KEPT)
+    with kept_parts(args.out, fingerprint(p, args.pairs, args.features)) as work:
+        kept, counts = filter_pairs(args.pairs, args.features, p.filter, keeping(work))
+        write_table(kept, args.out, KEPT)
     why = ", ".join(
         f"{n} {reason.replace('_', ' ')}"
         for reason, n in counts.items()

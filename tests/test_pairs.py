@@ -20,9 +20,10 @@ from conftest import ROOT, free_port, with_values
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.artifacts import read_table, to_vectors, write_table
+from pipeline.artifacts import keeping, read_table, to_vectors, write_table
 from pipeline.errors import InputError
 from pipeline.neighbours import close_rows
+from pipeline.pairs import noise
 from pipeline.pairs.download import Effort, download
 from pipeline.pairs.features import extract_features
 from pipeline.pairs.index import failure_reasons, index_pairs
@@ -805,6 +806,34 @@ def test_cells_find_nearly_all_copies_and_nothing_else():
         assert np.allclose(similarity, (x[pairs[:, 0]] * x[pairs[:, 1]]).sum(1), atol=0.01)
         share = (len(pairs) - 3000) / (len(true) - 3000)
         assert share > recall - 0.04 and cells[0] <= index.index.nprobe <= cells[1]
+
+
+def test_a_search_for_copies_goes_on_at_its_next_part(tmp_path, monkeypatch):
+    rng = np.random.default_rng(3)
+    x = unit(rng.normal(size=(6000, 16)))
+    x[3000:] = x[rng.integers(0, 3000, 3000)]
+    settings_, made, keep = of(0.95, exact_up_to=100), [], keeping(tmp_path)
+    alone = near_duplicates(x, settings_)
+
+    def stopped(name, make):
+        if len(made) == 7:
+            raise KeyboardInterrupt
+        made.append(name)
+        return keep(name, make)
+
+    with pytest.raises(KeyboardInterrupt):
+        near_duplicates(x, settings_, stopped)
+    searched, search = [], noise.CloseRows.range_search
+    monkeypatch.setattr(
+        noise.CloseRows, "range_search", lambda *a: searched.append(len(a[1])) or search(*a)
+    )
+    known = np.load(tmp_path / "copies-6.npz")["arr_0"]
+    assert np.array_equal(near_duplicates(x, settings_, keep), alone) and alone.sum() >= 3000
+    begin = 9 * noise.COPY_ROWS  # 24 blocks in 20 parts: two each in the first four
+    assert sum(searched) - len(x) < (~known[begin:]).sum() < (~known).sum()
+    searched.clear()
+    near_duplicates(x, settings_, keep)
+    assert not searched
 
 
 def two_groups(wrong=0.2, n=4000):

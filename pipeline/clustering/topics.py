@@ -8,7 +8,6 @@ is less.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -23,6 +22,7 @@ with warnings.catch_warnings():
     import hdbscan
     import umap
 
+from pipeline.artifacts import Keep, made_anew
 from pipeline.clustering.neighbours import neighbour_graph
 from pipeline.clustering.params import (
     Clustering,
@@ -37,14 +37,7 @@ from pipeline.neighbours import PROBES, exact_index, search_index
 
 MAP_EPOCHS = 100  # UMAP's own default for few points is 500; the map starts from a finished layout
 AGrouping = TypeVar("AGrouping", bound=Grouping)
-Make = Callable[[], tuple[np.ndarray, ...]]
-Keep = Callable[[str, Make], tuple[np.ndarray, ...]]
 JOINED = 8_192  # outliers that are compared with all topics at once
-
-
-def made_anew(name: str, make: Make) -> tuple[np.ndarray, ...]:
-    """For steps of which nothing is kept."""
-    return make()
 
 
 def reduce(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import faiss
@@ -13,7 +13,7 @@ import pyarrow as pa
 from scipy.optimize import brentq
 from sklearn.mixture import GaussianMixture
 
-from pipeline.artifacts import shard_paths
+from pipeline.artifacts import Keep, made_anew, shard_paths
 from pipeline.engine import mapped
 from pipeline.errors import InputError
 from pipeline.neighbours import CloseRows, close_rows, exact_index
@@ -25,6 +25,7 @@ from pipeline.stage import progress
 # in one piece of work, whatever the engine: the last bits of a product depend on it
 QUERY_ROWS = 16_384
 FEWEST = 4  # scores that say something about their distribution
+PARTS = 20  # of the search for copies
 COPY_ROWS = 256  # of which all copies are in memory at once
 # of the pairs: what the rules look at
 USED = ("key", "caption", "status", "width", "height", "sha256")
@@ -134,34 +135,46 @@ def least_score(scores: np.ndarray, settings: Selection) -> float:
     )
 
 
-def near_duplicates(image: np.ndarray, settings: Filter) -> np.ndarray:
+def _index_of(image: np.ndarray, settings: Filter) -> faiss.Index | CloseRows:
+    if len(image) > settings.exact_up_to:
+        return close_rows(image, settings.duplicate_similarity, settings.recall, seed=0)
+    return exact_index(image.astype(np.float32))
+
+
+def near_duplicates(image: np.ndarray, settings: Filter, keep: Keep = made_anew) -> np.ndarray:
     """(n,) True where an earlier row that stays shows (almost) the same picture; the first of each
     group stays.
 
     Beyond `exact_up_to` rows, only as many cells are searched as find `recall` of the copies. Rows
     are searched in blocks, and copies that are known by then not at all, so that a picture that is
-    there thousands of times is compared with all of them once.
+    there thousands of times is compared with all of them once. What is known after each of `PARTS`
+    is given to `keep`.
     """
     repeated = np.zeros(len(image), bool)
     least = settings.duplicate_similarity
     if least > 1 or not len(image):
         return repeated
-    index: faiss.Index | CloseRows
-    if len(image) > settings.exact_up_to:
-        index = close_rows(image, least, settings.recall, seed=0)
-    else:
-        index = exact_index(image.astype(np.float32))
-    for start in progress(range(0, len(image), COPY_ROWS), "copies"):
-        rows = start + np.flatnonzero(~repeated[start : start + COPY_ROWS])
-        limits, _, found = index.range_search(image[rows].astype(np.float32), least)
-        for place, row in enumerate(rows):
-            if not repeated[row]:
-                near = found[limits[place] : limits[place + 1]]
-                repeated[near[near > row]] = True
+    index = cache(partial(_index_of, image, settings))  # made when it is needed
+
+    def search(repeated: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray]:
+        for start in starts:
+            rows = start + np.flatnonzero(~repeated[start : start + COPY_ROWS])
+            limits, _, found = index().range_search(image[rows].astype(np.float32), least)
+            for place, row in enumerate(rows):
+                if not repeated[row]:
+                    near = found[limits[place] : limits[place + 1]]
+                    repeated[near[near > row]] = True
+        return (repeated,)
+
+    parts = np.array_split(np.arange(0, len(image), COPY_ROWS), PARTS)
+    for number, starts in enumerate(progress(parts, "copies")):
+        (repeated,) = keep(f"copies-{number}", partial(search, repeated, starts))
     return repeated
 
 
-def copies(passing: pl.DataFrame, image: np.ndarray, settings: Filter) -> pl.DataFrame:
+def copies(
+    passing: pl.DataFrame, image: np.ndarray, settings: Filter, keep: Keep = made_anew
+) -> pl.DataFrame:
     """`passing` with `same_file` and `near_copy`: whether a row's picture is the same file as one
     with a better caption, or else (almost) looks like one.
 
@@ -177,7 +190,7 @@ def copies(passing: pl.DataFrame, image: np.ndarray, settings: Filter) -> pl.Dat
     )
     pictures = pictures.with_columns(same_file=pl.col("sha256").is_first_distinct().not_())
     files = pictures.filter(~pl.col("same_file"))
-    near = near_duplicates(image[files["row"].to_numpy()], settings)
+    near = near_duplicates(image[files["row"].to_numpy()], settings, keep)
     found = pictures.select("picture", "same_file").join(
         files.select("picture", near_copy=pl.Series(near, dtype=pl.Boolean)),
         on="picture",
@@ -203,7 +216,7 @@ def _scores(found: Features, picture: pl.Series, settings: Filter) -> np.ndarray
 
 
 def filter_pairs(
-    pairs: Path, features: Path, settings: Filter
+    pairs: Path, features: Path, settings: Filter, keep: Keep = made_anew
 ) -> tuple[pa.Table, dict[str, float]]:
     """Scores every fetched pair and gives the reason of every rejection.
 
@@ -235,7 +248,7 @@ def filter_pairs(
     scored = table.join(place, on="key", how="left", maintain_order="left")
     judged = _judged(scored, floor, settings)
     passing = judged.filter(pl.col("reason") == "")
-    repeats = copies(passing, found.image, settings).select("key", "same_file", "near_copy")
+    repeats = copies(passing, found.image, settings, keep).select("key", "same_file", "near_copy")
     copied = (
         pl.when("same_file")
         .then(pl.lit("same file"))
