@@ -85,7 +85,7 @@ share: $(READY)  ## to the team's remotes: results, the run cache, experiments w
 	@dvc exp list --num -1
 
 fetch: $(READY)  ## from there: experiments, the run cache, and all that learning works on, but no pictures of the web
-	@dvc exp pull --no-cache $(GIT_REMOTE)
+	@dvc exp pull --no-cache --num -1 $(GIT_REMOTE)
 	@dvc pull --run-cache $$(dvc stage list --name-only | grep -E '^($(LEARNING))(@|$$)')
 
 accept: $(READY)  ## an edit of the code is harmless: what is stale for its code alone is not

@@ -180,18 +180,18 @@ def alive(process):
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def disturb(folder, name, command, out, how):
-    """Kills a forced run of a stage in its middle, and waits until all of it has ended."""
+def disturb(folder, name, command, wait, how, **changes):
+    """Kills a forced run of a stage where `wait` returns, and waits until all of it has ended."""
     dvc = subprocess.Popen(
         ["dvc", "repro", "--force", "--single-item", name],
         cwd=folder,
-        env=ENVIRONMENT | QUICK,
+        env=ENVIRONMENT | QUICK | changes,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     process = of_stage(dvc, shlex.split(command)[1])
-    halfway(process, folder, out, 6)
+    wait(process)
     family = [process, *process.children(recursive=True)]
     if how == "group by KILL":
         os.killpg(dvc.pid, signal.SIGKILL)
@@ -204,7 +204,11 @@ def disturb(folder, name, command, out, how):
         time.sleep(0.1)
 
 
-# what takes less than a second or two has no middle
+def in_the_middle(folder, out):
+    return lambda process: halfway(process, folder, out, 6)
+
+
+# what takes less than a second or two is below
 STAGES = (
     "draw_web download features embed topics gallery episodes metatrain benchmark tune zero_shot "
     "evaluate report"
@@ -217,10 +221,50 @@ HOW = ("dvc by TERM", "dvc by KILL", "group by KILL")
 def test_killed_in_its_middle_the_lock_is_as_undisturbed(world, start, how):
     folder, lock = world
     name, command, outs = stage_named(folder, start)
-    disturb(folder, name, command, outs[0], how)
+    disturb(folder, name, command, in_the_middle(folder, outs[0]), how)
     run("dvc", "repro", "--no-run-cache", name, cwd=folder, **QUICK)
     assert (folder / "dvc.lock").read_bytes() == lock
     assert not (folder / "data" / ".partial" / Path(outs[0]).relative_to("data")).exists()
+
+
+# Python runs it before a script. It holds the stage right before its second file gets its name.
+SLOW = """
+import os, sys, time
+if any(word.endswith(os.environ["SLOW_SCRIPT"]) for word in sys.orig_argv[1:2]):
+    replace, done = os.replace, []
+    def held(source, target):
+        if len(done) == 1:
+            open(os.environ["SLOW_MARK"], "w").close()
+            time.sleep(120)
+        done.append(target)
+        replace(source, target)
+    os.replace = held
+"""
+SHORT = "captions index filter label domains start".split()
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("start", SHORT)
+def test_a_short_stage_killed_between_its_outputs(world, tmp_path, start, how):
+    """One of its files is finished, the others are not."""
+    folder, lock = world
+    name, command, _ = stage_named(folder, start)
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    mark = tmp_path / "mark"
+    slow = {"PYTHONPATH": str(tmp_path), "SLOW_MARK": str(mark)}
+
+    def held(process):
+        deadline = time.time() + 120
+        while not mark.exists():
+            assert process.is_running() and time.time() < deadline
+            time.sleep(0.05)
+
+    unfinished = lambda: set((folder / "data").rglob("*.tmp"))
+    before = unfinished()
+    disturb(folder, name, command, held, how, SLOW_SCRIPT=shlex.split(command)[1], **slow)
+    run("dvc", "repro", "--no-run-cache", name, cwd=folder, **QUICK)
+    assert (folder / "dvc.lock").read_bytes() == lock
+    assert how == "group by KILL" or unfinished() == before  # nothing can tidy up after that
 
 
 def test_a_colleague_on_the_same_cache_gets_no_part_for_a_whole(world, tmp_path):
@@ -228,7 +272,7 @@ def test_a_colleague_on_the_same_cache_gets_no_part_for_a_whole(world, tmp_path)
     folder, lock = world
     shared = folder / ".dvc" / "cache"
     name, command, outs = stage_named(folder, "features")
-    disturb(folder, name, command, outs[0], "dvc by KILL")
+    disturb(folder, name, command, in_the_middle(folder, outs[0]), "dvc by KILL")
     colleague = tmp_path / "colleague"
     run("git", "clone", "--quiet", folder, colleague, cwd=tmp_path)
     run("dvc", "cache", "dir", "--local", shared, cwd=colleague)
