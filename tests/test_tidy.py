@@ -1,8 +1,10 @@
 """What removed methods, benchmarks and seeds leave behind: named, removed, and in nobody's lock."""
 
 import os
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import GONE, ROOT, run, with_values
@@ -77,6 +79,22 @@ def test_a_stage_names_what_it_does_not_read(tmp_path, capsys):
     warn_of_left_overs(tmp_path / "nowhere", [])
     warn_of_left_overs(tmp_path / "coop", ["a"])
     assert not capsys.readouterr().err
+
+
+def test_every_stage_that_reads_such_a_folder_names_what_is_left():
+    """Folders of entries: what several stages fill, one entry each."""
+    files = (ROOT / "dvc.yaml", ROOT / "study" / "stages.yaml")
+    made = [Path(name) for file in files for name in patterns(file, ROOT)]
+    readers = set()
+    for file in files:
+        for stage in read_yaml(file)["stages"].values():
+            body = stage.get("do", stage)
+            deps = {Path(re.sub(r"\$\{[^}]*\}", "*", dep)) for dep in body["deps"]}
+            if any(deps & set(out.parents) for out in made):
+                readers.add(body["cmd"].split()[1])
+    assert {"stages/evaluate.py", "stages/report.py", "stages/compare.py"} <= readers
+    for script in readers:
+        assert "warn_of_left_overs(" in (ROOT / script).read_text(), script
 
 
 # --- a team ---
