@@ -58,8 +58,8 @@ tags: [clip, prompt-learning, meta-learning]
 
 Tokens of a `{prompt}` prompt (depth {depth}) and their gradient regulator, for
 one backbone: `{backbone}` (SHA-256 `{digest}`…).
-`gram adapt --start` takes this folder (of textual prompts), and refuses another backbone: the
-tokens mean nothing to another text tower.
+`gram adapt --start` takes this folder, and refuses another backbone: the tokens mean nothing to
+other towers.
 
 ## Figures
 
