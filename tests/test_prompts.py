@@ -207,7 +207,10 @@ def test_an_ensemble_is_the_normalised_mean_of_its_templates(backbone):
     assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=-1), atol=1e-10)
 
 
-@pytest.mark.parametrize("kind, depth", [("coop", 1), ("cocoop", 1), ("coupled", 2)])
+@pytest.mark.parametrize(
+    "kind, depth",
+    [("coop", 1), pytest.param("cocoop", 1, marks=pytest.mark.whole), ("coupled", 2)],
+)
 def test_texts_in_parts_have_the_same_logits_and_gradients(backbone, kind, depth, monkeypatch):
     """Second derivatives, too: a head of many classes is computed part by part."""
     world = World(backbone, kind, depth=depth)
