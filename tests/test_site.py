@@ -29,7 +29,8 @@ def test_every_stage_is_there_with_what_it_reads_and_writes(site):
     assert "`data/topics.parquet`" in of["topics"] and "`topics.min_cluster_size`" in of["topics"]
     assert "[TOPICS](artifacts.md#clustering-topics)" in of["topics"]
     assert "VERDICTS" in of["evaluate"] and "VERDICTS" not in of["topics"]
-    assert "```sh\npython stages/topics.py" in of["topics"]
+    for name in ("topics", "draw_benchmark"):  # in the middle of what its script says; at the end
+        assert f"```sh\npython stages/{name}.py" in of[name]
 
 
 def test_every_schema_that_is_linked_has_its_table(site):
@@ -53,6 +54,17 @@ def test_every_parameter_is_there_with_its_kind_and_words(site):
     assert rows["outer.optimiser"].startswith("`adamw` or `sgd` |")
     assert rows["methods.meta.NAME.order"].startswith('`second` or `first` | `"second"` |')
     assert rows["filter.neighbours"].startswith("integer, ≥ 1")
+
+
+def test_no_word_of_the_code_is_a_tag(site):
+    """`<script>` in a docstring took the rest of the page."""
+    for page in (
+        site["generated"].stages,
+        site["generated"].artifacts,
+        site["generated"].parameters,
+    ):
+        words = re.sub(r"```.*?```|`[^`\n]*`", "", page(), flags=re.S)
+        assert not re.search(r"(?<!\\)<\w", words)
 
 
 def test_every_module_is_documented_once(site):

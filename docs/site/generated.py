@@ -53,6 +53,14 @@ def at_root(name):
     return LINK.sub(target, (ROOT / name).read_text())
 
 
+def plain(text):
+    """Words with `code` in them as Markdown: what looks like a tag or a mark is none."""
+    parts = text.split("`")
+    return "`".join(
+        part if place % 2 else re.sub(r"([<*])", r"\\\1", part) for place, part in enumerate(parts)
+    )
+
+
 def cell(text):
     """A text inside a table."""
     return str(text).replace("|", "\\|").replace("\n", " ")
@@ -66,13 +74,15 @@ def as_code(items):
 
 
 def _docstring(path):
-    return ast.get_docstring(ast.parse(path.read_text())) or ""
+    return (ast.get_docstring(ast.parse(path.read_text()), clean=False) or "").rstrip()
 
 
 def _as_markdown(docstring):
     """Its paragraphs, and indented ones as the commands that they are."""
     return "\n\n".join(
-        f"```sh\n{textwrap.dedent(part)}\n```" if part.startswith("    ") else part
+        f"```sh\n{textwrap.dedent(part)}\n```"
+        if part.startswith(("    ", "python "))
+        else plain(part)
         for part in docstring.split("\n\n")
     )
 
@@ -115,7 +125,7 @@ def stages():
         }
         told = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value != "–")
         parts.append(
-            f"## {name}\n\n*{body['desc']}*\n\n{_as_markdown(_docstring(script))}\n\n"
+            f"## {name}\n\n*{plain(body['desc'])}*\n\n{_as_markdown(_docstring(script))}\n\n"
             f"| | |\n|---|---|\n{told}\n"
         )
     return "\n".join(parts)
@@ -167,7 +177,7 @@ def artifacts():
         for name, (node, schema) in _schemas(file).items():
             rows = "\n".join(f"| `{f.name}` | `{cell(f.type)}` |" for f in schema)
             parts.append(
-                f"({_anchor(file, name)})=\n### {name}\n\n{cell(_comment(file, node))}\n\n"
+                f"({_anchor(file, name)})=\n### {name}\n\n{cell(plain(_comment(file, node)))}\n\n"
                 f"| column | type |\n|---|---|\n{rows}\n"
             )
     return "\n".join(parts)
@@ -244,7 +254,9 @@ def parameters():
     for key, inner, required in _keys(schema, schema["$defs"]):
         default = "" if required else f"`{json.dumps(inner.get('default'))}`"
         row = f"| `{key}` | {cell(kind(inner, schema['$defs']))} | {default} | "
-        groups.setdefault(key.partition(".")[0], []).append(row + f"{cell(said.get(key, ''))} |")
+        groups.setdefault(key.partition(".")[0], []).append(
+            row + f"{cell(plain(said.get(key, '')))} |"
+        )
     parts = [
         "# Parameters\n\nEvery key of `params.yaml`, from its schema; the words are the comments "
         "of the demo's file, whose values are sound to start from. `NAME` stands for an entry's "
