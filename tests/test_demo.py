@@ -12,8 +12,18 @@ import sys
 import time
 from html.parser import HTMLParser
 
+import conftest
 import pytest
-from conftest import ENVIRONMENT, clone, run, with_values
+from conftest import clone, with_values
+
+# As many as `make repro` takes, whatever this process has: they decide the last bits of figures.
+# They do not spin, as other tests run beside them.
+THREADS = {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "passive"}
+ENVIRONMENT = conftest.ENVIRONMENT | THREADS
+
+
+def run(*command, **others):
+    return conftest.run(*command, **THREADS | others)
 
 
 @pytest.fixture(scope="session")
