@@ -149,6 +149,8 @@ def within(ready: Prepared, minutes: float) -> tuple[Prepared, float, dict[str, 
 
 def said(seconds: float) -> str:
     """A duration in words."""
+    if seconds < 1:
+        return "1 s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -173,7 +173,9 @@ def seconds_of_adapt(path, backbone, start):
         own, counts = Path(folder) / "own", defaultdict(int)
         for name in sorted(packed.namelist()):
             part, *_, class_, file = name.split("/")
-            if part == "train" and counts[class_] < 16 and (class_ in counts or len(counts) < 10):
+            if part != "train" or (class_ not in counts and len(counts) == 10):
+                continue
+            if counts[class_] < 16:
                 counts[class_] += 1
                 (own / class_).mkdir(parents=True, exist_ok=True)
                 (own / class_ / f"{counts[class_]}-{file}").write_bytes(packed.read(name))
