@@ -199,7 +199,7 @@ def export(
     onnx: Annotated[Path, typer.Option("--onnx", help="The file to write.")],
     backbone: Backbone = None,
 ) -> None:
-    """Writes image tower and classes as one ONNX graph, compared with torch; needs the extra `onnx`."""
+    """Writes image tower and classes as one ONNX graph, compared with torch (extra `onnx`)."""
     from gram.estimator import PromptClassifier
     from gram.export import export as write
 
