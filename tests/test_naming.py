@@ -147,9 +147,9 @@ def test_topics_of_one_name_are_one():
 
 
 def test_names_that_mean_the_same_are_one_but_not_by_way_of_a_third():
-    """Angles of 0, 25, 50 and 90 degrees; the largest is the one at 25, or at 0."""
+    """Angles of 0, 25, 50.5 and 90 degrees: no ties; the largest is the one at 25, or at 0."""
     names = ["a", "b", "c", "d"]
-    angles = dict(zip(names, np.radians([0, 25, 50, 90]), strict=True))
+    angles = dict(zip(names, np.radians([0, 25, 50.5, 90]), strict=True))
 
     def encode(texts):
         return np.array([[np.cos(angles[t]), np.sin(angles[t])] for t in texts])
