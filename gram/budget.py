@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
+from PIL import Image
 
 from gram.inputs import Prepared
 from gram.looking import all_opened, features_of_views, test_features
@@ -45,10 +45,10 @@ class Costs:
     once_more: float
 
 
-@contextmanager
-def _timed() -> Iterator[Callable[[], float]]:
+def _seconds_of(work: Callable[[], object]) -> float:
     began = time.perf_counter()
-    yield lambda: time.perf_counter() - began
+    work()
+    return time.perf_counter() - began
 
 
 def _step(ready: Prepared, start: Start, pictures: int) -> float:
@@ -56,9 +56,8 @@ def _step(ready: Prepared, start: Start, pictures: int) -> float:
     task, files = ready.task, ready.collection.files
     blank = torch.nn.functional.normalize(torch.ones(pictures, 1, task.backbone.dim), dim=-1)
     seen = Seen(blank, lambda i: ready.collection.picture(i % len(files)))
-    with _timed() as seconds:
-        tuned(task, start, seen, torch.arange(pictures) % len(task.names), FEW_STEPS)
-        return seconds() / FEW_STEPS
+    labels = torch.arange(pictures) % len(task.names)
+    return _seconds_of(lambda: tuned(task, start, seen, labels, FEW_STEPS)) / FEW_STEPS
 
 
 def _start_step(ready: Prepared, start: Start, coop_step: float) -> float:
@@ -71,21 +70,22 @@ def _start_step(ready: Prepared, start: Start, coop_step: float) -> float:
     return text + (found - text) * batch / few
 
 
-def _picture(ready: Prepared, views: int) -> float:
+def _a_picture(ready: Prepared, look: Callable[[Iterator[Image.Image]], object]) -> float:
+    """Seconds of opening a picture and looking at it."""
     files = list(islice(ready.collection.files, FEW_PICTURES))
-    with _timed() as seconds:
-        pictures = all_opened(ready.collection.read, files)
-        features_of_views(ready.task.backbone, pictures, views, ready.task.seed)
-        return seconds() / len(files)
+    return _seconds_of(lambda: look(all_opened(ready.collection.read, files))) / len(files)
+
+
+def _picture(ready: Prepared, views: int) -> float:
+    task = ready.task
+    return _a_picture(ready, lambda p: features_of_views(task.backbone, p, views, task.seed))
 
 
 def _prompted_picture(ready: Prepared, start: Start) -> float:
     """Seconds of a picture through the tower with the start's tokens."""
-    files = list(islice(ready.collection.files, FEW_PICTURES))
-    with _timed() as seconds:
-        pictures = all_opened(ready.collection.read, files)
-        test_features(sight_of(ready.task, start.about, start.theta), pictures)
-        return seconds() / len(files)
+    return _a_picture(
+        ready, lambda p: test_features(sight_of(ready.task, start.about, start.theta), p)
+    )
 
 
 def _costs(ready: Prepared) -> Costs:

@@ -96,6 +96,13 @@ class World:
             stage("episodes", *of, "--domains", found, *itertools.chain(*given))
         return out
 
+    def untrained(self, seed: int) -> Start:
+        """What a method starts from before anything is learned."""
+        method, settings = self.params.method, self.learning
+        generator = torch.Generator().manual_seed(seed)
+        theta = initial_tokens(self.backbone, method, settings.context_tokens, generator)[1]
+        return Start(method.prompt, method.depth, theta, {}, settings.regulator.input_scale)
+
     def learned(
         self,
         label: str,
@@ -271,12 +278,8 @@ def scaled(backbone: Backbone, factor: float):
 
 def temperature(world: World) -> Iterator[dict]:
     """(d) Before and after meta-training, at the backbone's logit scale and at one fitted first."""
-    method, scale = world.params.method, world.learning.regulator.input_scale
     for seed in world.seeds:
-        tasks = world.tasks("shifted", seed)
-        generator = torch.Generator().manual_seed(seed)
-        theta = initial_tokens(world.backbone, method, world.learning.context_tokens, generator)[1]
-        begun = Start(method.prompt, method.depth, theta, {}, scale)
+        tasks, begun = world.tasks("shifted", seed), world.untrained(seed)
         fitted = fitted_scale(world, begun, tasks)
         for label, factor in (("as it is", 1.0), ("fitted", fitted)):
             with scaled(world.backbone, factor):
@@ -311,15 +314,11 @@ def development(world: World) -> tuple[Path, list[str]]:
 
 def rates(world: World) -> Iterator[dict]:
     """(development benchmarks) Rates of tuning, for a method with its start and for its host."""
-    where, context = development(world), world.learning.context_tokens
-    method = world.params.method
+    where = development(world)
     for seed in world.seeds:
         learned, _ = world.learned("shifted, k-means", seed, world.tasks("shifted", seed))
-        theta = initial_tokens(
-            world.backbone, method, context, torch.Generator().manual_seed(seed)
-        )[1]
         starts = {
-            "host": Start(method.prompt, method.depth, theta, {}, "none"),
+            "host": world.untrained(seed),
             world.name: learned,
             f"{world.name}, plain tuning": replace(learned, phi={}),
         }

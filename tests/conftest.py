@@ -104,6 +104,35 @@ def clone(folder):
     return folder
 
 
+def made_ready(folder):
+    """`make` takes the environment that is active for the folder's own."""
+    (folder / ".venv").mkdir(exist_ok=True)
+    (folder / ".venv" / ".ready").touch()
+    return folder
+
+
+def small_team(folder, stages):
+    """A repository with the real Makefile over a dvc.yaml of its own, run and committed; git's and
+    DVC's remotes lie beside it.
+    """
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "dvc.yaml").write_text(stages)
+    (folder / "params.yaml").write_text("seed: 1\n")
+    (folder / ".gitignore").write_text("/data/\n/.venv/\n")
+    origin = folder.parent / "origin.git"
+    run("git", "init", "--quiet", "-b", "main", ".", cwd=folder)
+    run("git", "init", "--quiet", "--bare", "-b", "main", origin, cwd=folder)
+    run("git", "remote", "add", "origin", origin, cwd=folder)
+    run("dvc", "init", "--quiet", cwd=folder)
+    run("dvc", "remote", "add", "-d", "team", folder.parent / "share", cwd=folder)
+    run("dvc", "repro", "--quiet", cwd=folder)
+    run("git", "add", "-A", cwd=folder)
+    run("git", "commit", "--quiet", "-m", "one", cwd=folder)
+    return made_ready(folder)
+
+
 def free_port():
     """A port of this machine that nobody listens on."""
     with socket.socket() as free:

@@ -1,9 +1,7 @@
 """Versions for the artifacts of dvc.yaml, as `dvc artifacts get` looks for them."""
 
-import shutil
-
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, run, small_team
 
 from pipeline.tag import made_here
 
@@ -18,25 +16,9 @@ artifacts:
 
 @pytest.fixture
 def project(tmp_path):
-    folder = tmp_path / "ours"
-    folder.mkdir()
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, folder)
-    (folder / "dvc.yaml").write_text(DVC)
-    (folder / "params.yaml").write_text("seed: 1\n")
-    (folder / ".gitignore").write_text("/.venv/\n")
-    (folder / ".venv").mkdir()
-    run("git", "init", "--quiet", "-b", "main", ".", cwd=folder)
-    run("git", "init", "--quiet", "--bare", "-b", "main", tmp_path / "origin.git", cwd=folder)
-    run("git", "remote", "add", "origin", tmp_path / "origin.git", cwd=folder)
-    run("dvc", "init", "--quiet", cwd=folder)
-    run("dvc", "remote", "add", "-d", "team", tmp_path / "share", cwd=folder)
-    run("dvc", "repro", "--quiet", cwd=folder)
-    run("git", "add", "-A", cwd=folder)
-    run("git", "commit", "--quiet", "-m", "one", cwd=folder)
+    folder = small_team(tmp_path / "ours", DVC)
     run("dvc", "push", "--quiet", cwd=folder)
     run("git", "push", "--quiet", "-u", "origin", "main", cwd=folder)
-    (folder / ".venv" / ".ready").touch()
     return folder
 
 

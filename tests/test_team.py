@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT, ROOT, clone, free_port, run
+from conftest import ENVIRONMENT, ROOT, clone, free_port, made_ready, run
 from ruamel.yaml import YAML
 from small import make_small
 
@@ -60,9 +60,7 @@ def wait_for_sender(folder):
 
 def fetch(folder):
     """`make fetch`, in an environment that is there already."""
-    (folder / ".venv").mkdir(exist_ok=True)
-    (folder / ".venv" / ".ready").touch()
-    run("make", "fetch", cwd=folder)
+    run("make", "fetch", cwd=made_ready(folder))
 
 
 class Week:
@@ -106,8 +104,7 @@ def week(tmp_path_factory):
     ada = clone(week.places["ada"])
     make_small(ada / "params.yaml")
     (ada / "dvc.lock").unlink(missing_ok=True)
-    (ada / ".venv").mkdir()
-    (ada / ".venv" / ".ready").touch()
+    made_ready(ada)
     run("git", "init", "--quiet", "--bare", "--initial-branch=main", week.origin, cwd=folder)
     run("git", "remote", "set-url", "origin", week.origin, cwd=ada)
     run("git", "checkout", "--quiet", "-B", "main", cwd=ada)

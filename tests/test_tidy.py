@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GONE, ROOT, run, with_values
+from conftest import GONE, ROOT, made_ready, run, with_values
 
 from pipeline.params import read_yaml
 from pipeline.stage import warn_of_left_overs
@@ -169,11 +169,6 @@ def project(tmp_path_factory):
     run("make", "repro", cwd=folder, PYTHONPATH=ROOT)
     save(folder, "all")
     return folder
-
-
-def made_ready(folder):
-    (folder / ".venv").mkdir(exist_ok=True)
-    (folder / ".venv" / ".ready").touch()
 
 
 def save(folder, message):
