@@ -42,7 +42,7 @@ def main():
     p = load_params(args.params, READS)
     inputs = (args.kept, model_path(p.embed.model))
     with resumable_folder(args.out, fingerprint(p.embed, *inputs)) as work:
-        counts = embed_captions(args.kept, work, p.embed.model, progress)
+        counts = embed_captions(args.kept, work, p.embed, progress)
     warn_of_unread(counts, p.embed.model)
     words = (
         f"{counts['captions']} captions, {counts['distinct']} of them differ to the encoder, "

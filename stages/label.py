@@ -85,7 +85,7 @@ def name_topics(
     def encode(names: list[str]) -> np.ndarray:
         from pipeline.clustering.embedding import text_vectors  # here: seconds to import
 
-        return text_vectors(p.embed.model)(names)
+        return text_vectors(p.embed)(names)
 
     return chosen_names(counted, topic, p.label, by_pictures, encode)
 

@@ -160,6 +160,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from pipeline.clustering import embedding
+from pipeline.clustering.params import Embed
 from pipeline.pairs.noise import QUERY_ROWS, match_scores
 kept, out = map(Path, sys.argv[1:])
 image, text = np.random.default_rng(0).normal(size=(2, QUERY_ROWS + 500, 16)).astype(np.float32)
@@ -167,7 +168,7 @@ np.save(out / "scores.npy", match_scores(image, text, "csls", 10))
 embedding.SHARD_ROWS = 50
 def silent(items, label, total):
     return tqdm(items, disable=True)
-embedding.embed_captions(kept, out / "sentences", "{MODEL}", silent)
+embedding.embed_captions(kept, out / "sentences", Embed(model="{MODEL}"), silent)
 """
 
 

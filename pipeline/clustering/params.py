@@ -16,6 +16,8 @@ class Embed(Section):
 
     # a folder, `package:NAME/FOLDER` for one that a Python package carries, or a hub name
     model: str
+    # bf16: the products of matrices alone, faster where the device computes in it
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class Neighbourhood(Part):
