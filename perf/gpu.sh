@@ -17,4 +17,4 @@ out=gpu.json
 for ((i = 1; i <= $#; i++)); do
     if [ "${!i}" = --out ]; then next=$((i + 1)); out=${!next}; fi
 done
-PYTHONPATH=$PWD "$PYTHON" -u perf/gpu.py "$@" 2>&1 | tee "${out%.json}.log"
+PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -u perf/gpu.py "$@" 2>&1 | tee "${out%.json}.log"
