@@ -160,6 +160,7 @@ def remembered(path: Path, make: Make) -> tuple[np.ndarray, ...]:
         made = make()
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, *made, allow_pickle=False)
+        del made  # before it is read: one copy in memory
     with np.load(path, allow_pickle=False) as kept:
         return tuple(kept[f"arr_{number}"] for number in range(len(kept.files)))
 

@@ -4,9 +4,13 @@ recall beyond.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import faiss
 import numpy as np
 
+from pipeline.artifacts import Keep, made_anew
 from pipeline.errors import InputError
 
 PROBES = 1000  # rows that the recall is measured on
@@ -108,6 +112,35 @@ def search_index(
     return exact_index(vectors), 1.0
 
 
+def _narrowed(
+    vectors: np.ndarray, narrow: faiss.LinearTransform
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of rows, and their (b, e) components."""
+    for start in range(0, len(vectors), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(vectors)))
+        yield rows, narrow.apply(vectors[rows].astype(np.float32))
+
+
+def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """An index that was trained, without rows, as faiss serialises it, and (n,) the cell of each of
+    (n, d) rows.
+    """
+    n, d = vectors.shape
+    cells = min(int(4 * n**0.5), n)
+    rng = np.random.default_rng(seed)
+    sample = vectors[rng.choice(n, min(n, TRAINED * cells), replace=False)].astype(np.float32)
+    narrow = faiss.PCAMatrix(d, min(d, COMPONENTS, len(sample)))
+    narrow.train(sample)
+    e = narrow.d_out
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(e), e, cells)
+    index.cp.seed, index.cp.min_points_per_centroid = seed, 1
+    index.train(narrow.apply(sample))
+    cell = np.empty(n, np.int64)
+    for rows, part in _narrowed(vectors, narrow):
+        cell[rows] = index.quantizer.search(part, 1)[1].ravel()
+    return faiss.serialize_index(faiss.IndexPreTransform(narrow, index)), cell
+
+
 class CloseRows:
     """Which of (n, d) normalised rows are very similar to given ones, as faiss's own indices answer
     `range_search`: by cells, in the first principal components.
@@ -117,20 +150,19 @@ class CloseRows:
     is missed lies in cells that were not looked into.
     """
 
-    def __init__(self, vectors: np.ndarray, seed: int) -> None:
-        """vectors: float16 or float32; they are kept, and not copied as a whole."""
-        n, d = vectors.shape
-        cells = min(int(4 * n**0.5), n)
-        rng = np.random.default_rng(seed)
-        sample = vectors[rng.choice(n, min(n, TRAINED * cells), replace=False)].astype(np.float32)
-        self.vectors, self.narrow = vectors, faiss.PCAMatrix(d, min(d, COMPONENTS, len(sample)))
-        self.narrow.train(sample)
-        e = self.narrow.d_out
-        self.index = faiss.IndexIVFFlat(faiss.IndexFlatL2(e), e, cells)
-        self.index.cp.seed, self.index.cp.min_points_per_centroid = seed, 1
-        self.index.train(self.narrow.apply(sample))
-        for start in range(0, n, BLOCK):
-            self.index.add(self.narrow.apply(vectors[start : start + BLOCK].astype(np.float32)))
+    def __init__(self, vectors: np.ndarray, seed: int, keep: Keep = made_anew) -> None:
+        """vectors: float16 or float32; they are kept, and not copied as a whole. `keep` is given
+        the cells and which of them each row is in.
+        """
+        self.vectors = vectors
+        trained, cell = keep("cells", partial(_cells, vectors, seed))
+        self.whole = faiss.deserialize_index(trained)
+        self.narrow = faiss.downcast_VectorTransform(self.whole.chain.at(0))
+        self.index = faiss.downcast_index(self.whole.index)
+        for rows, narrow in _narrowed(vectors, self.narrow):
+            self.index.add_core(
+                len(narrow), faiss.swig_ptr(narrow), None, faiss.swig_ptr(cell[rows]), None
+            )
         self.index.nprobe = 1
 
     def range_search(
@@ -153,11 +185,20 @@ class CloseRows:
         return np.concatenate([[0], np.cumsum(counts)]), similarity[close], found[close]
 
 
-def close_rows(vectors: np.ndarray, least: float, recall: float, seed: int) -> CloseRows:
+def close_rows(
+    vectors: np.ndarray, least: float, recall: float, seed: int, keep: Keep = made_anew
+) -> CloseRows:
     """Looks into as few cells as find `recall` of what is above `least`, by the mean over those of
-    a sample of rows that have any such beside themselves.
+    a sample of rows that have any such beside themselves. `keep` is given how many these are, too.
     """
-    index = CloseRows(vectors, seed)
+    index = CloseRows(vectors, seed, keep)
+    (looked,) = keep("looked", partial(_enough, index, least, recall, seed))
+    index.index.nprobe = int(looked)
+    return index
+
+
+def _enough(index: CloseRows, least: float, recall: float, seed: int) -> tuple[np.ndarray]:
+    vectors = index.vectors
     rows = np.random.default_rng(seed).choice(len(vectors), min(PROBES, len(vectors)), False)
     queries = vectors[rows].astype(np.float32)
     true = np.zeros(len(rows), np.int64)
@@ -170,4 +211,4 @@ def close_rows(vectors: np.ndarray, least: float, recall: float, seed: int) -> C
         if np.mean((found - 1) / (true[several] - 1)) >= recall:
             break
         index.index.nprobe += index.index.nprobe // 4 + 1
-    return index
+    return (np.array(index.index.nprobe),)

@@ -1,5 +1,6 @@
 """Scores every pair and drops noise: poor captions, small pictures, copies, mismatched pairs.
-An interrupted search for copies goes on at its next twentieth.
+An interrupted run reads no feature again, and its search for copies goes on at its next
+twentieth.
 
     python stages/filter.py --pairs data/pairs.parquet --features data/features \\
         --out data/kept.parquet

@@ -20,10 +20,11 @@ from conftest import ROOT, free_port, with_values
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline import neighbours
 from pipeline.artifacts import keeping, read_table, to_vectors, write_table
 from pipeline.errors import InputError
 from pipeline.neighbours import close_rows
-from pipeline.pairs import noise
+from pipeline.pairs import noise, reading
 from pipeline.pairs.download import Effort, download
 from pipeline.pairs.features import extract_features
 from pipeline.pairs.index import failure_reasons, index_pairs
@@ -812,13 +813,12 @@ def test_a_search_for_copies_goes_on_at_its_next_part(tmp_path, monkeypatch):
     rng = np.random.default_rng(3)
     x = unit(rng.normal(size=(6000, 16)))
     x[3000:] = x[rng.integers(0, 3000, 3000)]
-    settings_, made, keep = of(0.95, exact_up_to=100), [], keeping(tmp_path)
+    settings_, keep = of(0.95, exact_up_to=100), keeping(tmp_path)
     alone = near_duplicates(x, settings_)
 
     def stopped(name, make):
-        if len(made) == 7:
+        if name == "copies-7":
             raise KeyboardInterrupt
-        made.append(name)
         return keep(name, make)
 
     with pytest.raises(KeyboardInterrupt):
@@ -828,9 +828,11 @@ def test_a_search_for_copies_goes_on_at_its_next_part(tmp_path, monkeypatch):
         noise.CloseRows, "range_search", lambda *a: searched.append(len(a[1])) or search(*a)
     )
     known = np.load(tmp_path / "copies-6.npz")["arr_0"]
+    for name in ("_cells", "_enough"):  # what is looked in, and into how much of it
+        monkeypatch.setattr(neighbours, name, pytest.fail)
     assert np.array_equal(near_duplicates(x, settings_, keep), alone) and alone.sum() >= 3000
-    begin = 9 * noise.COPY_ROWS  # 24 blocks in 20 parts: two each in the first four
-    assert sum(searched) - len(x) < (~known[begin:]).sum() < (~known).sum()
+    begin = 11 * noise.COPY_ROWS  # 24 blocks in 20 parts: two each in the first four
+    assert sum(searched) <= (~known[begin:]).sum() < (~known).sum()
     searched.clear()
     near_duplicates(x, settings_, keep)
     assert not searched
@@ -917,3 +919,35 @@ def test_captions_are_judged_by_their_length(tmp_path):
         kept["reason"].to_pylist() == ["short caption", "", "long caption", "short caption", ""]
         and counts["long_caption"] == 1
     )
+
+
+@pytest.mark.parametrize("score", ["cosine", "csls"])
+def test_a_filter_that_was_stopped_reads_and_scores_nothing_again(tmp_path, monkeypatch, score):
+    rng, count = np.random.default_rng(4), 300
+    keys = [f"k{i:03d}" for i in rng.permutation(count)]
+    image, text = (unit(rng.normal(size=(count, 16))) for _ in range(2))
+    image[250:] = image[:50]
+    table = pl.DataFrame({"key": keys, "caption": [f"a cat of {key}" for key in keys]})
+    table = table.with_columns(status=pl.lit("success"), error=None, shard=pl.lit("00000.tar"))
+    table = table.with_columns(width=64, height=64, bytes=1, sha256=pl.col("key"))
+    write_table(table.select(PAIRS.names).to_arrow().cast(PAIRS), tmp_path / "pairs.parquet", PAIRS)
+    (tmp_path / "features").mkdir()
+    columns = [pa.array(keys), to_vectors(image), to_vectors(text)]
+    written = pa.table(columns, schema=features_schema(16))
+    write_table(written, tmp_path / "features" / "00000.parquet", features_schema(16))
+    limits = {"exact_up_to": 100, "select": "quantile", "threshold": 0.1, "score": score}
+    asked = tmp_path / "pairs.parquet", tmp_path / "features", of(0.95, **limits)
+    alone, kept = filter_pairs(*asked), keeping(tmp_path)
+
+    def stopped(name, make):
+        if name == "copies-1":
+            raise KeyboardInterrupt
+        return kept(name, make)
+
+    with pytest.raises(KeyboardInterrupt):
+        filter_pairs(*asked, stopped)
+    monkeypatch.setattr(reading, "_vectors", pytest.fail)
+    monkeypatch.setattr(noise, "_scores", pytest.fail)
+    again = filter_pairs(*asked, kept)
+    assert again[0].equals(alone[0]) and again[1] == alone[1]
+    assert alone[1]["near_duplicate"] > 30

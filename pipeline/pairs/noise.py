@@ -135,9 +135,9 @@ def least_score(scores: np.ndarray, settings: Selection) -> float:
     )
 
 
-def _index_of(image: np.ndarray, settings: Filter) -> faiss.Index | CloseRows:
+def _index_of(image: np.ndarray, settings: Filter, keep: Keep) -> faiss.Index | CloseRows:
     if len(image) > settings.exact_up_to:
-        return close_rows(image, settings.duplicate_similarity, settings.recall, seed=0)
+        return close_rows(image, settings.duplicate_similarity, settings.recall, 0, keep)
     return exact_index(image.astype(np.float32))
 
 
@@ -148,13 +148,13 @@ def near_duplicates(image: np.ndarray, settings: Filter, keep: Keep = made_anew)
     Beyond `exact_up_to` rows, only as many cells are searched as find `recall` of the copies. Rows
     are searched in blocks, and copies that are known by then not at all, so that a picture that is
     there thousands of times is compared with all of them once. What is known after each of `PARTS`
-    is given to `keep`.
+    is given to `keep`, and so is what the cells are made of.
     """
     repeated = np.zeros(len(image), bool)
     least = settings.duplicate_similarity
     if least > 1 or not len(image):
         return repeated
-    index = cache(partial(_index_of, image, settings))  # made when it is needed
+    index = cache(partial(_index_of, image, settings, keep))  # made when it is needed
 
     def search(repeated: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray]:
         for start in starts:
@@ -220,13 +220,15 @@ def filter_pairs(
 ) -> tuple[pa.Table, dict[str, float]]:
     """Scores every fetched pair and gives the reason of every rejection.
 
+    `keep` is given what takes long: features as they are read, scores, and the search for copies.
+
     A pair is judged by the first rule that it fails: features, caption, picture, mismatch, copy. So
     no pair is lost to a copy that is lost itself.
 
     Returns:
         The table of `KEPT` in key order, and the counts per reason.
     """
-    found = read_features(features, texts=settings.score != "cosine")
+    found = read_features(features, settings.score != "cosine", keep)
     table = read_pairs(pairs, USED).filter(pl.col("status") == "success").sort("key")
     place = pl.DataFrame({"key": found.keys, "row": np.arange(len(found.keys))})
     whole = table.join(place, on="key", how="semi", maintain_order="left")
@@ -242,7 +244,7 @@ def filter_pairs(
             f"{features}: no pair has a feature that is finite and not zero; is it the right "
             "backbone?"
         )
-    scores = _scores(found, whole["picture"], settings)
+    (scores,) = keep("scores", lambda: (_scores(found, whole["picture"], settings),))
     floor = least_score(scores, settings)
     place = place.with_columns(score=pl.Series(scores, dtype=pl.Float32))
     scored = table.join(place, on="key", how="left", maintain_order="left")

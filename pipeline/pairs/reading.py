@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.artifacts import (
+    Keep,
     check_usable,
     from_vectors,
+    made_anew,
     open_table,
     read_shards,
     read_table,
@@ -128,20 +131,34 @@ class Features:
     own: np.ndarray
 
 
-def read_features(folder: Path, texts: bool = True) -> Features:
+def read_features(folder: Path, texts: bool = True, keep: Keep = made_anew) -> Features:
     """All shards; beside the result, one shard at a time is in memory.
+
+    `keep` is given all but the keys: shards are unpacked at a few hundred MB a second at best.
 
     Raises InputError naming the key of a vector that is zero or not finite, or that comes twice.
     """
-    paths = shard_paths(folder)
-    dim = vector_dim(paths[0], "image")
-    schema = features_schema(dim)
+    schema = features_schema(vector_dim(shard_paths(folder)[0], "image"))
     keys = pl.from_arrow(read_shards(folder, schema, ["key"]))["key"]
+    own, image, *text = keep("features", partial(_vectors, folder, keys, schema, texts))
+    keys = keys.sort()
+    if len(twice := keys.filter(keys == keys.shift())):
+        raise InputError(f"{folder}: holds '{twice[0]}' more than once; {remedy(folder)}")
+    return Features(keys, image, text[0] if texts else None, own)
+
+
+def _vectors(
+    folder: Path, keys: pl.Series, schema: pa.Schema, texts: bool
+) -> tuple[np.ndarray, ...]:
+    """`Features`' own, image and, where they are asked for, text, in the order of the sorted keys;
+    `keys` are as the shards have them.
+    """
     # (n,) where each row belongs
     place = None if keys.is_sorted() else np.argsort(keys.arg_sort().to_numpy())
+    dim = schema.field("image").type.list_size
     image, own = np.empty((len(keys), dim), np.float16), np.empty(len(keys), np.float32)
     text, start = np.empty_like(image) if texts else None, 0
-    for path in paths:
+    for path in shard_paths(folder):
         table = read_table(path, schema)
         rows: slice | np.ndarray = slice(start, start + len(table))
         rows = rows if place is None else place[rows]
@@ -152,10 +169,7 @@ def read_features(folder: Path, texts: bool = True) -> Features:
         if text is not None:
             text[rows] = said
         start += len(table)
-    keys = keys.sort()
-    if len(twice := keys.filter(keys == keys.shift())):
-        raise InputError(f"{folder}: holds '{twice[0]}' more than once; {remedy(folder)}")
-    return Features(keys, image, text, own)
+    return (own, image) if text is None else (own, image, text)
 
 
 def left_out(shard: Path) -> dict[str, list[str]]:
