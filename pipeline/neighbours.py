@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import faiss
 import numpy as np
@@ -156,12 +157,12 @@ class CloseRows:
         """
         self.vectors = vectors
         trained, cell = keep("cells", partial(_cells, vectors, seed))
-        self.whole = faiss.deserialize_index(trained)
-        self.narrow = faiss.downcast_VectorTransform(self.whole.chain.at(0))
-        self.index = faiss.downcast_index(self.whole.index)
-        for rows, narrow in _narrowed(vectors, self.narrow):
+        self.whole: Any = faiss.deserialize_index(trained)  # types of its parts are not declared
+        self.narrow: Any = faiss.downcast_VectorTransform(self.whole.chain.at(0))
+        self.index: Any = faiss.downcast_index(self.whole.index)
+        for rows, part in _narrowed(vectors, self.narrow):
             self.index.add_core(
-                len(narrow), faiss.swig_ptr(narrow), None, faiss.swig_ptr(cell[rows]), None
+                len(part), faiss.swig_ptr(part), None, faiss.swig_ptr(cell[rows]), None
             )
         self.index.nprobe = 1
 
