@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -157,9 +157,10 @@ class CloseRows:
         """
         self.vectors = vectors
         trained, cell = keep("cells", partial(_cells, vectors, seed))
-        self.whole: Any = faiss.deserialize_index(trained)  # types of its parts are not declared
-        self.narrow: Any = faiss.downcast_VectorTransform(self.whole.chain.at(0))
-        self.index: Any = faiss.downcast_index(self.whole.index)
+        # faiss declares no types of their parts
+        self.whole = cast(Any, faiss.deserialize_index(trained))
+        self.narrow = cast(Any, faiss.downcast_VectorTransform(self.whole.chain.at(0)))
+        self.index = cast(Any, faiss.downcast_index(self.whole.index))
         for rows, part in _narrowed(vectors, self.narrow):
             self.index.add_core(
                 len(part), faiss.swig_ptr(part), None, faiss.swig_ptr(cell[rows]), None
