@@ -16,9 +16,10 @@ from gram.methods import METHODS, titled
 from gram.prompted import Seen, Task, features_of, logits_of
 from gram.trust import paired_interval
 
-# Of the paired interval. At 95% a few pictures per class call next to nothing measurable, and the
-# choice would stay with what is simple and worse (docs/own-pictures.md).
-LEVEL = 0.8
+# Of the paired interval: one standard error to each side, as in the rule for pruning trees. At 95%
+# a few pictures per class call next to nothing measurable, and the choice would stay with what is
+# simple and worse (docs/own-pictures.md).
+LEVEL = 0.68
 
 
 @dataclass(frozen=True)

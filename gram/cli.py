@@ -91,7 +91,10 @@ def adapt(
         typer.Option(help="Folder of a meta-learned start (any kind of prompt) for that backbone."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="auto, zero-shot, start, probe, loose-probe, coop or coop-start.")
+        str,
+        typer.Option(
+            help="auto, zero-shot, start, probe, start-probe, logistic, coop or coop-start."
+        ),
     ] = "auto",
     template: Annotated[
         str, typer.Option(help="The hand-written prompt; {} is the class's place.")

@@ -47,7 +47,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             measurably worse than the best on held-out pictures.
         template: hand-written prompt, `{}` is the class name's place.
         folds: parts that are held out in turn; fewer where a class has fewer pictures; 0: nothing
-            is measured, and "auto" takes the start, or zero-shot without one.
+            is measured, and "auto" takes a probe, from the start where there is one.
         seed: of folds, augmented views and tuning.
 
     Attributes (after `fit`):
@@ -55,6 +55,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         matrix_: (K, e) float32; logits are scale · f matrix_ᵀ (None with a CoCoOp prompt, which
             has another matrix for every picture). tokens_, prompt_: the learned tokens, and the
             kind and depth of the prompt they are of. title_: the method's, in words.
+        trust_: what rows of the prompt alone are multiplied by, as `with_classes` adds them.
         temperature_: what logits are divided by. comparison_: one row per method that was tried.
         held_out_: (n, K) probabilities of the training pictures under what was learned without
             their fold; None with `folds=0`.
@@ -108,7 +109,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         else:
             tried = known.candidates(start)
         if self.method == AUTO and not folds:
-            tried = tried[1:2] if start else tried[:1]
+            tried = [known.unmeasured(start)]
         return Prepared(task, collection, folds, tried, place, made_by)
 
     def learn(
@@ -125,6 +126,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         tick()
         self.title_ = known.titled(self.method_, task.start)
         self.matrix_, self.tokens_, self.prompt_ = learned.matrix, learned.tokens, learned.about
+        self.trust_ = learned.trust
         self.classes_ = np.array(task.names, dtype=str)
         self.features_ = features_of(task, learned, seen).half()
         self.collection_, self.targets_ = collection, labels
@@ -254,7 +256,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         if new:
             made = learned_by(changed_in(task, names=new), self.prompt_, self.tokens_).matrix
             assert made is not None, "a prompt that has a matrix has one for all names"
-            rows |= dict(zip(new, made, strict=True))
+            rows |= dict(zip(new, self.trust_ * made, strict=True))
         return torch.stack([rows[name] for name in wanted])
 
     # --- keeping ---

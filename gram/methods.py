@@ -5,13 +5,12 @@ against: mostly a class matrix W, logits being scale · f Wᵀ. Visual tokens ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from gram import heads
 from gram.prompted import Learned, Seen, Task, learned_by
 from pipeline.benchmarks.cache import Draw
 from pipeline.benchmarks.params import Sgd
@@ -29,7 +28,8 @@ TITLES = {
     "zero-shot": "Zero-shot",
     "start": "Meta-learned start, untuned",
     "probe": "Linear probe from the zero-shot head",
-    "loose-probe": "Linear probe from the zero-shot head, free to leave it",
+    "start-probe": "Linear probe from the meta-learned start",
+    "logistic": "Logistic regression on the features, whatever the names say",
     "coop": "CoOp",
     "coop-start": "CoOp from the meta-learned start, regulated",
 }
@@ -41,18 +41,13 @@ KINDS = {
     "joint": "Textual and visual tokens",
     "coupled": "Coupled tokens",
 }
-NEED_START = ("start", "coop-start")
+NEED_START = ("start", "start-probe", "coop-start")
 TUNE = ("coop", "coop-start")
 VIEWS = 4  # augmented views of each picture that textual prompts are tuned on, beside its centre
 STEPS = 60
 TUNING = Sgd(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
 BATCH_OF = {"cocoop": 1}  # every picture has a text of its own for every class
 CONTEXT_TOKENS = 4  # of plain CoOp: "a photo of a"
-# Of the probe's squared distance to the zero-shot head, in logits. From 0.001 to 0.01 accuracy
-# hardly changes, at 0.1 the pictures teach little (docs/own-pictures.md).
-PULL = 0.003
-# Where the backbone's texts fit the pictures badly, it is better to leave that head behind.
-LOOSE = 1e-5
 
 
 Method = Callable[[Task, Seen, Tensor], Learned]
@@ -66,6 +61,11 @@ def known(name: str, start: Start | None) -> None:
         raise InputError(
             f"the method '{name}' needs a meta-learned start; give one with --start (start=)"
         )
+    if name == "start-probe" and not has_head(start):
+        raise InputError(
+            f"the method '{name}' needs a start whose tokens stand in the text alone, the same "
+            "for all pictures, as CoOp's do; take 'probe' or 'coop-start'"
+        )
 
 
 def titled(name: str, start: Start | None) -> str:
@@ -78,12 +78,25 @@ def titled(name: str, start: Start | None) -> str:
 
 def candidates(start: Start | None) -> list[str]:
     """The methods that can be had, simplest first."""
-    return [name for name in TITLES if start is not None or name not in NEED_START]
+    fit = [name for name in TITLES if start is not None or name not in NEED_START]
+    return [name for name in fit if name != "start-probe" or has_head(start)]
+
+
+def unmeasured(start: Start | None) -> str:
+    """The method to take where no picture can be held out, as one per class cannot: how far names
+    are trusted is told by such few pictures too (docs/own-pictures.md).
+    """
+    return "start-probe" if has_head(start) else "probe"
 
 
 def sees_pixels(start: Start | None) -> bool:
     """Whether the start's tokens stand among the patches, so that no feature can be kept."""
     return start is not None and PROMPTS[start.prompt].sees_pixels
+
+
+def has_head(start: Start | None) -> bool:
+    """Whether the start makes one class matrix, of texts alone."""
+    return start is not None and not sees_pixels(start) and start.prompt != "cocoop"
 
 
 def views_for(methods: list[str], start: Start | None) -> int:
@@ -92,39 +105,12 @@ def views_for(methods: list[str], start: Start | None) -> int:
     return VIEWS if textual else 0
 
 
-def _zero_shot(task: Task, seen: Seen | None, labels: Tensor | None) -> Learned:
-    return learned_by(task, None, {})
+def _zero_shot(task: Task, seen: Seen, labels: Tensor) -> Learned:
+    return task.zero_shot
 
 
 def _start(task: Task, seen: Seen, labels: Tensor) -> Learned:
-    start = _of(task)
-    return learned_by(task, start.about, start.theta)
-
-
-def _of(task: Task) -> Start:
-    assert task.start is not None, "`known` has asked for it"
-    return task.start
-
-
-def _probe(task: Task, seen: Seen, labels: Tensor, pull: float = PULL) -> Learned:
-    """min over Δ of the mean cross-entropy under W₀ + Δ, plus pull · scale² · |Δ|² / K."""
-    matrix = _zero_shot(task, None, None).matrix
-    assert matrix is not None, "the hand-written prompt is the same for all pictures"
-    first = matrix.double()
-    scale = float(task.backbone.logit_scale)
-    centres = seen.features[:, 0].double()
-    delta = torch.zeros_like(first, requires_grad=True)
-    optimiser = torch.optim.LBFGS([delta], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        fit = F.cross_entropy(scale * centres @ (first + delta).T, labels)
-        total = fit + pull * scale**2 * delta.square().sum() / len(first)
-        total.backward()
-        return total
-
-    optimiser.step(loss)
-    return Learned((first + delta).detach().float(), {}, None)
+    return task.started
 
 
 def batch_of(start: Start) -> int:
@@ -177,14 +163,16 @@ def _coop(task: Task, seen: Seen, labels: Tensor) -> Learned:
 
 
 def _coop_start(task: Task, seen: Seen, labels: Tensor) -> Learned:
-    return tuned(task, _of(task), seen, labels, STEPS)
+    assert task.start is not None, "`known` has asked for it"
+    return tuned(task, task.start, seen, labels, STEPS)
 
 
 METHODS: dict[str, Method] = {
     "zero-shot": _zero_shot,
     "start": _start,
-    "probe": _probe,
-    "loose-probe": partial(_probe, pull=LOOSE),
+    "probe": heads.probe,
+    "start-probe": heads.start_probe,
+    "logistic": heads.logistic,
     "coop": _coop,
     "coop-start": _coop_start,
 }

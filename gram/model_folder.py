@@ -44,6 +44,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "sentence": str,
     "classes": list,
     "template": str,
+    "trust": (int, float),
     "temperature": (int, float),
     "start": (str, type(None)),
     "folds": int,
@@ -93,6 +94,7 @@ def _config(model: PromptClassifier, weights: bytes) -> dict[str, Any]:
         "sentence": model.sentence_,
         "classes": model.classes_.tolist(),
         "template": model.template,
+        "trust": model.trust_,
         "temperature": model.temperature_,
         "preprocessing": model.backbone_.preprocess,
         "start": None if model.start is None else str(model.start),
@@ -209,6 +211,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{VERSION}; adapt again, or install the gram that wrote it "
             f"({config.get('versions', {}).get('gram-pipeline')})"
         )
+    config.setdefault("trust", 1.0)  # that of models of before there was any
     flat = config | {f"{part}.{key}": v for part in PARTS for key, v in _part(config, part)}
     for key, kind in KEYS.items():
         if not isinstance(flat.get(key, MISSING), kind):
@@ -281,7 +284,7 @@ def load_model(
     model.classes_ = np.array(config["classes"], dtype=str)
     model.method_, model.sentence_ = config["method"], config["sentence"]
     model.comparison_, model.folds_ = config["comparison"], config["folds"]
-    model.temperature_ = config["temperature"]
+    model.trust_, model.temperature_ = config["trust"], config["temperature"]
     model.title_, model.prompt_ = config["title"], config["prompt"]
     model.matrix_, model.features_ = tensors.get("matrix"), tensors["features"]
     model.tokens_ = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,6 +30,17 @@ class Task:
     template: str
     start: Start | None
     seed: int
+
+    @cached_property
+    def zero_shot(self) -> Learned:
+        """The hand-written prompt; its texts are encoded once."""
+        return learned_by(self, None, {})
+
+    @cached_property
+    def started(self) -> Learned:
+        """The meta-learned start, untuned."""
+        assert self.start is not None, "`gram.methods.known` has asked for it"
+        return learned_by(self, self.start.about, self.start.theta)
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,13 @@ class Learned:
             every picture.
         tokens: θ {name: (rows, d)}, on the CPU; {} where no prompt was learned.
         about: which prompt they are of; None where none was learned.
+        trust: what the prompt's rows are multiplied by in W, and would be for names to come.
     """
 
     matrix: Tensor | None
     tokens: Tokens
     about: About | None
+    trust: float = 1.0
 
 
 class PromptedTower(nn.Module):

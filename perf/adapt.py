@@ -36,7 +36,7 @@ from sklearn.linear_model import LogisticRegressionCV
 from gram.choice import choose
 from gram.collection import read_collection
 from gram.looking import all_opened, features_of_views, opened, test_features
-from gram.methods import METHODS, VIEWS, candidates
+from gram.methods import METHODS, VIEWS, candidates, unmeasured
 from gram.prompted import Seen, Task, features_of, logits_of, matrix_logits
 from pipeline.benchmarks.reader import read_samples
 from pipeline.clip.backbone import load_backbone
@@ -134,7 +134,7 @@ def auto(task, seen, labels, test):
     if folds > 1:
         method = choose(task, tried, seen, labels, folds).method
     else:
-        method = tried[1] if task.start else tried[0]
+        method = unmeasured(task.start)
     return by_method(task, method, seen, labels, test), method
 
 
