@@ -30,7 +30,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import higher
 import numpy as np
 import open_clip
 import torch
@@ -339,6 +338,8 @@ def higher_gradients(
     plain: Plain, theta: Tokens, phi: Phi, text, support: Part, query: Part
 ) -> dict[str, Tensor]:
     """One task's meta-gradient with `higher`; the regulator is its callback on gradients."""
+    import higher  # here: perf/gpu.py takes what is above it, on machines without the package
+
     prompt = Prompt(plain, theta)
     optimiser = torch.optim.SGD(prompt.parameters(), lr=INNER.lr)
     with higher.innerloop_ctx(prompt, optimiser, copy_initial_weights=False) as (adapted, steps):

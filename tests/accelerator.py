@@ -230,7 +230,9 @@ def _autocast() -> list[torch.library.Library]:
     return [made, through]
 
 
-if torch.utils.backend_registration._privateuse1_backend_name != NAME:
+# Not beside a real one: PyTorch would ask the make-believe device for pinned memory.
+WANTED = os.environ.get("ACCELERATOR", NAME) == NAME
+if WANTED and torch.utils.backend_registration._privateuse1_backend_name != NAME:
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     KEPT = _register()
 

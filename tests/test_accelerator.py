@@ -3,6 +3,8 @@ leaves is what the processor leaves, within rounding.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import accelerator
@@ -64,6 +66,7 @@ def assert_same(one, other, rtol, atol=0.0):
         assert (np.isnan(found) == np.isnan(expected)).all(), name
 
 
+@pytest.mark.skipif(not accelerator.WANTED, reason="a real device is compared")
 def test_the_device_is_one():
     """What the other tests rest on: its tensors do not mix, it tells its backward pass to another
     thread, and its fused attention has no second derivative.
@@ -81,6 +84,19 @@ def test_the_device_is_one():
         torch.autograd.grad(gradient.sum(), q)
     with torch.autocast(accelerator.NAME, torch.bfloat16):
         assert (there @ there.T).dtype == torch.bfloat16
+
+
+def test_the_runbook_needs_no_peer_and_keeps_out_of_a_real_devices_way():
+    """perf/gpu.py where only the project is installed; PyTorch asks the registered device for
+    pinned memory, so that beside a card the make-believe one would be asked for it.
+    """
+    looks = (
+        "import sys; sys.modules['higher'] = None; sys.path[:0] = ['perf', 'tests']\n"
+        "import gpu, accelerator, torch\n"
+        "assert torch.utils.backend_registration._privateuse1_backend_name != accelerator.NAME"
+    )
+    env = os.environ | {"ACCELERATOR": "cuda"}
+    subprocess.run([sys.executable, "-c", looks], check=True, cwd=tiny.ROOT, env=env)
 
 
 def test_features_of_pairs(tiny_world, monkeypatch, tmp_path):
