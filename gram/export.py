@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # of probabilities
 OPSET = 18
-EXTRA = 'needs the extra [onnx]: pip install "gram-pipeline[onnx]"'
+EXTRA = "needs the extra [onnx]: pip install '.[onnx]' where this project lies"
 
 
 class Graph(nn.Module):

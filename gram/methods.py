@@ -29,7 +29,7 @@ TITLES = {
     "start": "Meta-learned start, untuned",
     "probe": "Linear probe from the zero-shot head",
     "start-probe": "Linear probe from the meta-learned start",
-    "logistic": "Logistic regression on the features, whatever the names say",
+    "logistic": "Logistic regression on the features",
     "coop": "CoOp",
     "coop-start": "CoOp from the meta-learned start, regulated",
 }

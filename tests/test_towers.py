@@ -5,6 +5,7 @@ they should.
 import copy
 import json
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -544,6 +545,13 @@ def test_missing_hugging_face_files_are_named_with_the_folder(tmp_path, kind, fi
         folder, f"'{key}' is 'somebody/.*', but neither .* nor .* holds its .*nothing is downloaded"
     )
     assert f"nor {folder} holds" in message
+
+
+@pytest.mark.parametrize("kind", ["bert", "siglip"])
+def test_hugging_face_s_library_is_asked_for_where_it_is_not_installed(tmp_path, kind, monkeypatch):
+    """`pip install .` does not bring it."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    config_error(write_backbone(tmp_path, kind), "which is not here: pip install transformers")
 
 
 def test_position_ids_of_older_checkpoints_are_passed_over(tmp_path):

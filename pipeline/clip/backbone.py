@@ -7,6 +7,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,13 @@ def _build(config: dict[str, Any], folder: Path, config_path: Path):
         )
     text, vision = config["text_cfg"], config["vision_cfg"]
     custom = config.pop("custom_text", False)
+    if (text.get("hf_model_name") or text.get("hf_tokenizer_name")) and not find_spec(
+        "transformers"
+    ):
+        raise InputError(
+            f"{config_path}: reads text with Hugging Face's library, which is not here: "
+            "pip install transformers"
+        )
     if text.get("hf_model_name"):
         custom, text["hf_model_pretrained"] = True, False
         text["hf_model_name"] = str(
