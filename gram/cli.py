@@ -33,6 +33,7 @@ Backbone = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 Model = Annotated[Path, typer.Argument(help="A model folder that `gram adapt` wrote.")]
 PICTURES = "A folder or zip of CLASS/PICTURE, or a CSV of path,label."
+METHODS = "auto, zero-shot, start, probe, start-probe, logistic, coop or coop-start."
 
 
 class Format(StrEnum):
@@ -90,12 +91,7 @@ def adapt(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of a meta-learned start (any kind of prompt) for that backbone."),
     ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="auto, zero-shot, start, probe, start-probe, logistic, coop or coop-start."
-        ),
-    ] = "auto",
+    method: Annotated[str, typer.Option(help=METHODS)] = "auto",
     template: Annotated[
         str, typer.Option(help="The hand-written prompt; {} is the class's place.")
     ] = "a photo of a {}.",

@@ -377,6 +377,11 @@ def test_no_picture_is_judged_by_what_saw_it(monkeypatch):
     assert made.comparison_[0]["accuracy"] < 0.8
 
 
+def test_the_help_names_every_method():
+    said = " ".join(gram("adapt", "--help").output.replace("│", " ").split())
+    assert all(re.search(rf"\b{name}[ ,.]", said) for name in ("auto", *METHODS))
+
+
 def test_the_methods_stand_simplest_first(start, fitted):
     assert candidates(None) == ["zero-shot", "probe", "logistic", "coop"]
     tried = [row["method"] for row in fitted.comparison_]
