@@ -143,12 +143,13 @@ class Params(Section):
                     )
 
     def _of_tuning(self) -> Iterator[str]:
-        for prompt in self.tuning.batch_of:
-            if prompt not in get_args(Prompt):
-                yield (
-                    f"tuning.batch_of names '{prompt}', which is no kind of prompt "
-                    f"({', '.join(get_args(Prompt))})"
-                )
+        for table in ("batch_of", "lr_factor_of"):
+            for prompt in getattr(self.tuning, table):
+                if prompt not in get_args(Prompt):
+                    yield (
+                        f"tuning.{table} names '{prompt}', which is no kind of prompt "
+                        f"({', '.join(get_args(Prompt))})"
+                    )
         for seed in self.few_shot.seeds:
             if seed not in self.few_shot.draws:
                 yield (

@@ -24,7 +24,7 @@ TABLES = (
     "methods.direct methods.meta world.webs world.benchmarks world.truths study.episodes "
     "study.labelled study.methods.titles study.methods.direct study.methods.meta"
 ).split()
-LEAVES = ("tuning.batch_of", "source.obtain")  # mappings that are one value
+LEAVES = ("tuning.batch_of", "tuning.lr_factor_of", "source.obtain")  # mappings that are one value
 
 
 def keys_of(values: dict[str, Any], above: str = "") -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Writes how many pictures a step of a method's tuning takes.
+"""Writes what a method's tuning has of its own: pictures per step, and a factor of the rate.
 
     python stages/batch.py --table methods.direct --name cocoop --out data/batches/cocoop.json
 
-Tuning depends on this file, so that `tuning.batch_of` of one kind of prompt reruns the methods of
-that kind, and no others.
+Tuning depends on this file, so that `tuning.batch_of` and `tuning.lr_factor_of` of one kind of
+prompt rerun the methods of that kind, and no others.
 """
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
@@ -11,7 +11,7 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 from pathlib import Path
 
 from pipeline.artifacts import write_json
-from pipeline.benchmarks.params import Count
+from pipeline.benchmarks.params import Count, Factor
 from pipeline.gram.params import Prompt
 from pipeline.params import load_params
 from pipeline.stage import parser, run
@@ -19,6 +19,7 @@ from pipeline.stage import parser, run
 READS = {
     "batch": ("tuning.batch", Count),
     "batch_of": ("tuning.batch_of", dict[str, Count]),
+    "factor_of": ("tuning.lr_factor_of", dict[str, Factor]),
     "prompt": ("{table}.{name}.prompt", Prompt),
 }
 
@@ -31,8 +32,11 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS, table=args.table, name=args.name)
     batch = p.batch_of.get(p.prompt, p.batch)
-    write_json({"batch": batch}, args.out)
-    return f"{args.name}: {batch} pictures", {}, args.metrics
+    factor = p.factor_of.get(p.prompt, 1.0)
+    own = {"lr_factor": factor} if factor != 1 else {}
+    write_json({"batch": batch} | own, args.out)
+    told = "".join(f", {value} times the rate" for value in own.values())
+    return f"{args.name}: {batch} pictures{told}", {}, args.metrics
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 from pathlib import Path
 
 from pipeline.artifacts import fingerprint, read_json, resumable_folder
-from pipeline.benchmarks.params import Count, Rates
+from pipeline.benchmarks.params import Count, Rates, sgd_of
 from pipeline.clip.params import BackboneParams
 from pipeline.gram.params import MetaMethod
 from pipeline.gram.publish import publish
@@ -35,12 +35,12 @@ def main():
     cli.add_argument("--start", type=Path, required=True, help="what meta-training left")
     cli.add_argument("--figures", type=Path, required=True, help="the method's metrics")
     cli.add_argument(
-        "--batch", type=Path, required=True, help="JSON: pictures per step of the method's kind"
+        "--batch", type=Path, required=True, help="JSON: what the method's tuning has of its own"
     )
     cli.add_argument("--out", type=Path, required=True, help="folder to publish")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
-    settings = p.rates.model_dump() | read_json(args.batch)
+    settings = sgd_of(p.rates, read_json(args.batch)).model_dump()
     with resumable_folder(
         args.out, fingerprint((p, args.name), args.start, args.figures, args.batch, p.backbone.path)
     ) as work:

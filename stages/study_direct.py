@@ -37,7 +37,7 @@ def main():
     )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
     cli.add_argument(
-        "--batch", type=Path, required=True, help="JSON: pictures per step of the method's kind"
+        "--batch", type=Path, required=True, help="JSON: what the method's tuning has of its own"
     )
     cli.add_argument(
         "--out",

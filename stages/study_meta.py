@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
     )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
     cli.add_argument(
-        "--batch", type=Path, required=True, help="JSON: pictures per step of the method's kind"
+        "--batch", type=Path, required=True, help="JSON: what the method's tuning has of its own"
     )
     cli.add_argument(
         "--out",

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.artifacts import fingerprint, read_json, resumable_folder
 from pipeline.benchmarks.cache import few_shots
-from pipeline.benchmarks.params import PromptTemplate, Rates, Sgd, Tunings
+from pipeline.benchmarks.params import PromptTemplate, Rates, Tunings, sgd_of
 from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
         "--benchmark", type=Path, required=True, help="folder with samples, views and pictures"
     )
     cli.add_argument(
-        "--batch", type=Path, required=True, help="JSON: pictures per step of the method's kind"
+        "--batch", type=Path, required=True, help="JSON: what the method's tuning has of its own"
     )
     cli.add_argument(
         "--out", type=Path, required=True, help="folder for <classes>-<shots>-<seed>.safetensors"
@@ -65,7 +65,7 @@ def main():
     start = load_start(args.start)
     method = method_of(start.about, load_backbone(p.backbone.path), p.template)
     runs = runs_of(p.protocols, [args.seed])
-    settings = Sgd(**p.rates.model_dump(), batch=read_json(args.batch)["batch"])
+    settings = sgd_of(p.rates, read_json(args.batch))
     with resumable_folder(
         args.out,
         fingerprint(

@@ -3,6 +3,7 @@
     python study/why.py domains      # true styles as domains: is there a shift to simulate?
     python study/why.py split        # what of R^φ counts: its γ, its β, or a constant drift?
     python study/why.py steps        # more inner steps in training: do prompts stand tuning better?
+    python study/why.py length       # tuned on validation tasks, at which rates do they gain?
     python study/why.py temperature  # with the logit scale fitted first, what is left to learn?
     python study/why.py rates        # tuning rates, on the development benchmarks
 
@@ -31,15 +32,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipeline.artifacts import read_table, write_table  # noqa: E402
-from pipeline.benchmarks.cache import few_shots  # noqa: E402
+from pipeline.benchmarks.cache import Draw, few_shots  # noqa: E402
 from pipeline.benchmarks.evaluation import judge_source  # noqa: E402
 from pipeline.benchmarks.headline import headline  # noqa: E402
 from pipeline.benchmarks.params import Protocols, Rates, Sgd  # noqa: E402
 from pipeline.clip.backbone import Backbone, load_backbone  # noqa: E402
 from pipeline.clip.params import BackboneParams  # noqa: E402
 from pipeline.clustering.schemas import DOMAINS  # noqa: E402
-from pipeline.episodes.shards import read_episodes  # noqa: E402
-from pipeline.gram.batch import load_batch  # noqa: E402
+from pipeline.episodes.shards import VALIDATION, Episode, read_episodes  # noqa: E402
+from pipeline.gram.batch import load_batch, shown  # noqa: E402
 from pipeline.gram.learn import LEARNING, initial_tokens, learn_start, save_curve  # noqa: E402
 from pipeline.gram.learn import training_of as training  # noqa: E402
 from pipeline.gram.meta import adapt, cross_entropy  # noqa: E402
@@ -49,6 +50,7 @@ from pipeline.gram.train import Workplace  # noqa: E402
 from pipeline.gram.tune import tune  # noqa: E402
 from pipeline.gram.validation import Validation, validation_of  # noqa: E402
 from pipeline.params import load_params, settings_of  # noqa: E402
+from pipeline.prompts.base import PromptMethod, Tokens, placed  # noqa: E402
 from pipeline.prompts.starts import Start, load_start, method_of, save_start  # noqa: E402
 
 READS = {
@@ -61,6 +63,7 @@ READS = {
 }
 TEMPLATE, SHOTS = "a photo of a {}.", 16
 SATURATED = 20.0  # tanh of it is 1
+LONG = 51  # steps
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,39 @@ def steps(world: World) -> Iterator[dict]:
         yield {"inner steps": label, "seed": seed, **validation(last), **world.judged(start, seed)}
 
 
+def length(
+    world: World, rates: tuple[float, ...] = (0.0001, 0.0004, 0.002, 0.01)
+) -> Iterator[dict]:
+    """(c) Fifty steps of tuning, as sixteen shots of ten classes are, on the support of validation
+    tasks; accuracy on their queries, through R^φ, plain, and of the untrained start.
+    """
+    for seed in world.seeds:
+        tasks = world.tasks("shifted", seed)
+        learned, _ = world.learned("shifted, k-means", seed, tasks)
+        starts = {"R^φ": learned, "plain": replace(learned, phi={}), "host": world.untrained(seed)}
+        for label, start in starts.items():
+            method = method_of(start.about, world.backbone, TEMPLATE)
+            hits = {0.0: [], **{lr: [] for lr in rates}}
+            for task in read_episodes(tasks / VALIDATION, method.sees_pixels):
+                batch = load_batch(method, [task])
+                for lr in hits:
+                    tokens = stretched(world, method, start, task, lr) if lr else start.theta
+                    tokens = placed(tokens, method.backbone.device)
+                    with torch.no_grad():
+                        chosen = method.logits(tokens, batch.classes, batch.query).argmax(dim=-1)
+                    hits[lr].append((chosen == batch.query_labels).float().mean().item())
+            for lr, found in hits.items():
+                yield {"rate": lr, "start": label, "seed": seed, "accuracy": float(np.mean(found))}
+
+
+def stretched(world: World, method: PromptMethod, start: Start, task: Episode, lr: float) -> Tokens:
+    """Tokens after steps of tuning on all of a task's support, the first at the warm-up's rate."""
+    rates = world.params.rates.model_dump() | {"lr": lr}
+    support = shown(method, [task])[0][0]
+    draw = Draw([support] * LONG, task.support_labels, list(task.names))
+    return tune(method, start, draw, Sgd(**rates, batch=len(support)), 0)[-1]
+
+
 def fitted_scale(world: World, start: Start, tasks: Path) -> float:
     """Times the backbone's logit scale: the least validation loss at θ, over a grid."""
     grid, found = np.geomspace(0.2, 2.0, 11), []
@@ -333,7 +369,7 @@ def validation(row: dict) -> dict:
 
 
 EXPERIMENTS: dict[str, Callable[[World], Iterator[dict]]] = {
-    f.__name__: f for f in (domains, split, steps, temperature, rates)
+    f.__name__: f for f in (domains, split, steps, length, temperature, rates)
 }
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipeline.benchmarks.cache import exam_of, few_shots, samples_of
 from pipeline.benchmarks.evaluation import judge, judge_source
 from pipeline.benchmarks.headline import headline
-from pipeline.benchmarks.params import Protocols
+from pipeline.benchmarks.params import Protocols, Rates, sgd_of
 from pipeline.benchmarks.protocols import exams_of, runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.errors import InputError
@@ -27,6 +27,7 @@ from pipeline.prompts.template import Template
 from pipeline.prompts.tuned import load_tuned, save_tuned, tuned_path
 from pipeline.schema import check
 
+RATES = Rates(lr=0.8, warmup_lr=0.1, momentum=0.5, weight_decay=0.0)
 BOTH = Protocols(
     base_to_new=[16],
     all_classes=[16, 4],
@@ -90,6 +91,7 @@ def test_protocols_that_make_no_sense(entry, words):
         ),
         ({"few_shot.seeds": [4]}, "few_shot.seeds has 4, which is none of 'few_shot.draws'"),
         ({"tuning.batch_of": {"cocop": 1}}, "tuning.batch_of names 'cocop'"),
+        ({"tuning.lr_factor_of": {"unigram": 1}}, "tuning.lr_factor_of names 'unigram'"),
         (
             {"methods.zero_shot.coop": {}},
             "'coop' stands under methods.zero_shot and methods.direct",
@@ -477,16 +479,20 @@ def test_a_test_only_benchmark_has_nothing_to_draw_from(world, tmp_path):
     )
 
 
-def test_a_kind_of_prompt_may_have_a_batch_of_its_own(tmp_path):
+def test_a_kind_of_prompt_may_have_a_batch_and_a_rate_of_its_own(tmp_path):
     """Each method's file has its kind's: another kind's tunings need not run again."""
-    with_values(tmp_path / "params.yaml", {"tuning.batch_of": {"cocoop": 1}})
+    own = {"tuning.batch_of": {"cocoop": 1}, "tuning.lr_factor_of": {"joint": 0.25}}
+    with_values(tmp_path / "params.yaml", own)
     found = {}
     for table, name in (("direct", "cocoop"), ("direct", "coop"), ("meta", "unigram")):
         out, of = tmp_path / f"{name}.json", ("--table", f"methods.{table}", "--name", name)
         done = stage(tmp_path, "batch", *of, "--out", out)
         assert done.returncode == 0, done.stderr
-        found[name] = json.loads(out.read_text())["batch"]
-    assert found == {"cocoop": 1, "coop": 32, "unigram": 32}
+        found[name] = sgd_of(RATES, json.loads(out.read_text()))
+    assert {k: v.batch for k, v in found.items()} == {"cocoop": 1, "coop": 32, "unigram": 32}
+    assert {k: v.lr for k, v in found.items()} == {"cocoop": 0.8, "coop": 0.8, "unigram": 0.2}
+    assert {v.momentum for v in found.values()} == {0.5}
+    assert json.loads((tmp_path / "coop.json").read_text()) == {"batch": 32}
 
 
 def test_pictures_are_read_once_for_all_states(world, backbone, monkeypatch):

@@ -19,7 +19,7 @@ def published(start, tmp_path_factory):  # noqa: F811
     """What the script writes, and what it said."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "figures.json").write_text(json.dumps(FIGURES))
-    (folder / "batch.json").write_text('{"batch": 32}')
+    (folder / "batch.json").write_text('{"batch": 32, "lr_factor": 0.5}')
     done = run(
         *("python", "stages/publish.py", "--name", "coop_gram", "--start", start),
         *("--figures", folder / "figures.json", "--batch", folder / "batch.json"),
@@ -38,7 +38,7 @@ def test_it_holds_all_that_belongs_to_a_start(published, start):  # noqa: F811
         assert wanted.keys() == found.keys() and all((wanted[k] == found[k]).all() for k in wanted)
     config = json.loads((published / "config.json").read_text())
     assert config["backbone"]["sha256"] == backbone_digest(BACKBONE)
-    assert config["tuning"]["lr"] == 0.002 and config["tuning"]["batch"] == 32
+    assert config["tuning"]["lr"] == 0.001 and config["tuning"]["batch"] == 32
     assert config["tuning"]["epochs"] == 10
     assert config["provenance"]["source"] == "data/world/demo"
     assert config["provenance"]["method"]["episodes"] == "shifted"

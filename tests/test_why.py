@@ -95,3 +95,23 @@ def test_true_styles_are_domains_of_the_same_topics(why, tmp_path):
     why.write_table(topics.to_arrow().cast(why.DOMAINS), tmp_path / "domains.parquet", why.DOMAINS)
     found = pl.read_parquet(why.true_styles(tmp_path, tmp_path / "styles.parquet"))
     assert found.sort("key").rows() == [("k0", 4, 1), ("k1", 4, 0), ("k2", 5, 1)]
+
+
+def test_a_task_is_tuned_on_as_many_steps_as_a_benchmark(why, tiny_world, starts, monkeypatch):
+    """On the task's own support: its loss falls, and the more the larger the rate."""
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.setattr(why, "LONG", 8)
+    start = why.load_start(starts / "unigram")
+    method = why.method_of(start.about, why.load_backbone(tiny_world / "backbone"), "{}")
+    rates = why.Rates(lr=1.0, warmup_lr=1e-5, momentum=0.9, weight_decay=0.0)
+    world = SimpleNamespace(params=SimpleNamespace(rates=rates))
+    task = next(why.read_episodes(tiny_world / "episodes" / "small" / "1", pictures=True))
+    batch = why.load_batch(method, [task])
+
+    def loss(lr):
+        tokens = why.placed(why.stretched(world, method, start, task, lr), torch.device("cpu"))
+        logits = method.logits(tokens, batch.classes, batch.support)
+        return float(why.cross_entropy(logits, batch.support_labels))
+
+    found = [loss(lr) for lr in (1e-9, 0.005, 0.05)]
+    assert found[2] < found[1] < found[0], found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -131,6 +131,9 @@ class FewShot(Section):
     epochs: Count  # every epoch sees its own augmented view of each picture
 
 
+Factor = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]
+
+
 class Rates(Part):
     """SGD on the few shots; the protocol's values are the defaults."""
 
@@ -151,6 +154,16 @@ class Tuning(Sgd):
     """The same for all kinds (`tuning:`)."""
 
     batch_of: dict[str, Count]  # pictures per step of a kind of prompt, instead of `batch`
+    # times `lr`, by kind of prompt: a sweep of `lr` moves all methods
+    lr_factor_of: dict[str, Factor]
+
+
+def sgd_of(rates: Rates, own: dict[str, Any]) -> Sgd:
+    """The common rates with what a method has of its own, as the stage `batch` writes it: `batch`,
+    and `lr_factor` if it is not 1.
+    """
+    lr = rates.lr * own.get("lr_factor", 1.0)
+    return Sgd(**rates.model_dump() | {"lr": lr, "batch": own["batch"]})
 
 
 class Evaluate(Section):

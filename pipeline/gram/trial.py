@@ -12,7 +12,7 @@ from pipeline.benchmarks.cache import few_shots
 from pipeline.benchmarks.evaluation import judge_source
 from pipeline.benchmarks.headline import headline, in_words
 from pipeline.benchmarks.judged import read_verdicts, save_judged
-from pipeline.benchmarks.params import Count, PromptTemplate, Protocols, Rates, Seeds, Sgd
+from pipeline.benchmarks.params import Count, PromptTemplate, Protocols, Rates, Seeds, Sgd, sgd_of
 from pipeline.benchmarks.protocols import Run
 from pipeline.clip.backbone import Backbone
 from pipeline.clip.params import BackboneParams
@@ -60,8 +60,8 @@ TRIAL = {
 
 
 def trial_of(p: SimpleNamespace, batch: Path) -> Trial:
-    """From what a stage read of `TRIAL`, and the file with the batch of the method's kind."""
-    tuning = Sgd(**p.rates.model_dump(), batch=read_json(batch)["batch"])
+    """From what a stage read of `TRIAL`, and the file that the stage `batch` wrote."""
+    tuning = sgd_of(p.rates, read_json(batch))
     return Trial(p.templates, p.sources, p.shots, p.draws, tuning, p.which)
 
 
