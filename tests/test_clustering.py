@@ -203,12 +203,14 @@ def test_approximate_graph_says_what_it_finds():
 
 
 @pytest.mark.whole
-def test_a_graph_that_falls_short_is_searched_for_wider(monkeypatch):
+def test_a_graph_that_falls_short_is_searched_for_wider(monkeypatch, capsys):
     """Nearest-neighbour descent misses some of these."""
     x, _ = groups(100, 15, spread=1.0)
     monkeypatch.setattr("pipeline.clustering.neighbours.WIDENED", (1,))
     (_, narrow), reached = neighbour_graph(x, 10, exact_up_to=1000, recall=0.1, seed=1)
-    assert reached < 1
+    assert 0.9 < reached < 1 and not capsys.readouterr().err
+    neighbour_graph(x, 10, exact_up_to=1000, recall=1.0, seed=1)
+    assert f"has a recall of {reached:.3f} at best" in capsys.readouterr().err
     monkeypatch.setattr("pipeline.clustering.neighbours.SHORT", 0.0)
     with pytest.raises(
         InputError,

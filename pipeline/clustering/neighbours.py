@@ -7,9 +7,10 @@ from pynndescent import NNDescent
 
 from pipeline.errors import InputError
 from pipeline.neighbours import exact_index, probes, share_found
+from pipeline.stage import warn
 
 WIDENED = (1, 1.5, 2.5)  # times the neighbours that are asked for, one after the other
-SHORT = 0.05  # recall: a graph that is this much worse than asked for is another graph
+SHORT = 0.15  # recall: a graph that is this much worse than asked for is another graph
 
 
 def _itself_first(found: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +55,7 @@ def neighbour_graph(
     infinite distance, which UMAP leaves out.
 
     Where the recall is short of `recall`, more neighbours are looked for than are asked for, by the
-    factors of `WIDENED`; the nearest of them are kept.
+    factors of `WIDENED`; the nearest of them are kept. What stays short is warned of.
 
     Raises InputError if it stays more than `SHORT` below `recall`.
     """
@@ -68,10 +69,13 @@ def neighbour_graph(
         reached = share_found(vectors, rows, found[rows], least)
         if reached >= recall:
             break
-    if reached < recall - SHORT:
-        raise InputError(
+    if reached < recall:
+        told = (
             f"the approximate neighbour graph of {len(vectors)} captions has a recall of "
             f"{reached:.3f} at best, but 'topics.recall' is {recall}; raise 'topics.exact_up_to' "
             "or lower 'topics.recall'"
         )
+        if reached < recall - SHORT:
+            raise InputError(told)
+        warn(told)
     return _itself_first(found, distance), reached
