@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -228,6 +229,9 @@ def serve(
 
 def main() -> None:
     """Runs the command; bad input is one line on the error stream and exit code 1."""
+    # OpenMP's threads wait for each other asleep: awake, they take three times as long where
+    # another program has a core of theirs. It must be said before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except InputError as error:

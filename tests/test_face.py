@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 
 from gram import PromptClassifier, budget, heads, methods
 from gram.choice import choose
-from gram.cli import app
+from gram.cli import app, main
 from gram.methods import METHODS, Task, candidates
 from gram.trust import calibration_error, set_threshold, sets, temperature_of
 from pipeline.clip.backbone import load_backbone
@@ -152,6 +153,18 @@ def test_a_command_loads_nothing_of_the_pipeline_extra():
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_wait_asleep_unless_told_otherwise(given, monkeypatch):
+    """Beside other programs, threads that wait awake triple the time of `gram adapt`."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(sys, "argv", ["gram", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_WAIT_POLICY"] == (given or "PASSIVE")
 
 
 def test_nothing_of_the_pipeline_uses_the_face():
