@@ -47,6 +47,7 @@ VIEWS = 4  # augmented views of each picture that textual prompts are tuned on, 
 STEPS = 60
 TUNING = Sgd(lr=0.002, warmup_lr=1e-5, momentum=0.9, weight_decay=5e-4, batch=32)
 BATCH_OF = {"cocoop": 1}  # every picture has a text of its own for every class
+LR_FACTOR_OF = {"vpt": 0.2, "joint": 0.2}  # longer steps wreck visual tokens (docs/choices.md)
 CONTEXT_TOKENS = 4  # of plain CoOp: "a photo of a"
 
 
@@ -142,7 +143,8 @@ def tuned(task: Task, start: Start, seen: Seen, labels: Tensor, steps: int) -> L
     §3.3, "Testing").
     """
     method = method_of(start.about, task.backbone, task.template)
-    settings = TUNING.model_copy(update={"batch": batch_of(start)})
+    lr = TUNING.lr * LR_FACTOR_OF.get(start.prompt, 1.0)
+    settings = TUNING.model_copy(update={"batch": batch_of(start), "lr": lr})
     epochs = epochs_of(len(labels), settings.batch, steps)
     draw = _draw(method, task, seen, labels, epochs)
     # pictures of 197 patches need gigabytes in a tower whose activations are all kept

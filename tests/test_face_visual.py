@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from test_face import BACKBONE, CLASSES, few_steps, gram, picture, save_pictures  # noqa: F401
 
@@ -20,6 +21,7 @@ from gram.serve import Answers
 from pipeline.clip.backbone import image_features, load_backbone
 from pipeline.gram.params import Regulator
 from pipeline.gram.regulator import initial_phi
+from pipeline.params import read_yaml
 from pipeline.prompts import METHODS
 from pipeline.prompts.base import placed
 from pipeline.prompts.starts import Start, load_start, method_of, save_start
@@ -196,3 +198,17 @@ def test_minutes_leave_out_what_takes_longest_and_say_how_long(
     title = f"{methods.KINDS[prompt]} from the meta-learned start, regulated"
     assert f"note: {title} is left out, to stay within 0.01 minutes" in done.stderr
     assert "it would take about" in done.stderr
+
+
+@pytest.mark.parametrize("prompt", KINDS)
+def test_visual_tokens_are_tuned_at_the_rate_that_they_bear(prompt, starts, own, monkeypatch):
+    """The demo's own, by kind of prompt (`tuning.lr_factor_of`)."""
+    used = []
+    monkeypatch.setattr(
+        methods,
+        "tune",
+        lambda method, start, draw, settings, seed: used.append(settings) or [start.theta],
+    )
+    PromptClassifier(BACKBONE, starts / prompt, "coop-start", folds=2).fit(own)
+    tuning = read_yaml(ROOT / "params.yaml")["tuning"]
+    assert {s.lr for s in used} == {tuning["lr"] * tuning["lr_factor_of"].get(prompt, 1.0)}
