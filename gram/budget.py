@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
 import torch
 from PIL import Image
 
+from gram.heads import PULL, moved
 from gram.inputs import Prepared
 from gram.looking import all_opened, features_of_views, test_features
 from gram.methods import (
+    HEADS,
     STEPS,
     TUNE,
     TUNING,
@@ -29,13 +32,15 @@ from pipeline.errors import InputError
 from pipeline.prompts.starts import Start
 
 FEW_PICTURES, FEW_STEPS = 4, 2
+MANY_ROWS = 1000  # that a head is tried on
 FORWARD = 0.5  # of a step's time, at most, is what naming as many pictures takes
 
 
 @dataclass(frozen=True)
 class Costs:
     """Seconds: of a picture's own features, and with its views'; of a step of CoOp, and of one from
-    the start; of naming a picture once more, where the start's tokens change what is seen of it.
+    the start; of naming a picture once more, where the start's tokens change what is seen of it; of
+    training a linear head on all pictures.
     """
 
     alone: float
@@ -43,6 +48,7 @@ class Costs:
     coop_step: float
     start_step: float
     once_more: float
+    head: float = 0.0
 
 
 def _seconds_of(work: Callable[[], object]) -> float:
@@ -68,6 +74,18 @@ def _start_step(ready: Prepared, start: Start, coop_step: float) -> float:
     found = _step(ready, start, few)
     text = min(coop_step, found) if "text" in start.theta else 0.0  # the same for all pictures
     return text + (found - text) * batch / few
+
+
+def _head(ready: Prepared) -> float:
+    """Seconds of training a linear head, on vectors that lie about their classes as pictures do."""
+    count, dim = len(ready.collection.files), ready.task.backbone.dim
+    some, classes, rng = min(count, MANY_ROWS), len(ready.task.names), np.random.default_rng(0)
+    labels = np.arange(some) % classes
+    vectors = rng.normal(size=(classes, dim))[labels] + rng.normal(size=(some, dim))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (
+        _seconds_of(lambda: moved(np.zeros((classes, dim)), vectors, labels, PULL)) * count / some
+    )
 
 
 def _a_picture(ready: Prepared, look: Callable[[Iterator[Image.Image]], object]) -> float:
@@ -102,7 +120,9 @@ def _costs(ready: Prepared) -> Costs:
         more = _prompted_picture(ready, start)
     elif start is not None and start.prompt == "cocoop":
         more = FORWARD * from_start / batch_of(start)
-    return Costs(alone, _picture(ready, VIEWS) if views else alone, coop, from_start, more)
+    with_views = _picture(ready, VIEWS) if views else alone
+    head = _head(ready) if set(ready.methods) & set(HEADS) else 0.0
+    return Costs(alone, with_views, coop, from_start, more, head)
 
 
 def _steps(pictures: int, batch: int) -> int:
@@ -117,6 +137,8 @@ def _seconds(ready: Prepared, methods: list[str], costs: Costs) -> float:
     views = views_for(methods, start)
     total = count * (costs.with_views if views else costs.alone)
     for method in methods:
+        if method in HEADS:
+            total += costs.head * sum(trainings) / count
         if method == "coop":
             total += costs.coop_step * sum(_steps(n, TUNING.batch) for n in trainings)
         if method == "coop-start" and start is not None:

@@ -42,6 +42,7 @@ KINDS = {
     "coupled": "Coupled tokens",
 }
 NEED_START = ("start", "start-probe", "coop-start")
+HEADS = ("probe", "start-probe", "logistic")
 TUNE = ("coop", "coop-start")
 VIEWS = 4  # augmented views of each picture that textual prompts are tuned on, beside its centre
 STEPS = 60

@@ -1,6 +1,7 @@
 """Linear heads of the face: how far names are trusted, and what pictures add."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from test_face import BACKBONE, CLASSES, few_steps, picture, save_pictures, start  # noqa: F401
 
-from gram import InputError, PromptClassifier, heads, prompted
+from gram import InputError, PromptClassifier, budget, heads, prompted
+from gram.inputs import collected
 from gram.methods import candidates, unmeasured
 from gram.prompted import Learned, Seen, Task
 from pipeline.clip.backbone import load_backbone
@@ -186,3 +188,17 @@ def test_texts_are_encoded_once_for_all_folds(own, monkeypatch):
     monkeypatch.setattr("gram.methods.candidates", lambda _: ["zero-shot", "probe", "logistic"])
     assert PromptClassifier(BACKBONE).fit(own).folds_ == 4
     assert len(asked) == 1
+
+
+def test_the_time_told_before_counts_the_heads_of_all_folds(own):
+    """Ten thousand pictures of a hundred classes keep a head busy for a while."""
+    settings = PromptClassifier(BACKBONE, folds=4)
+    ready = settings.prepared(collected(own, None))
+    ready = replace(ready, methods=["zero-shot", "probe", "logistic"])
+    measured = budget._costs(ready)
+    assert 0 < measured.head < 5 and measured.coop_step == 0
+    costs = budget.Costs(0.0, 0.0, 0.0, 0.0, 0.0, head=3.0)
+    # two heads, each four times on nine of twelve pictures and once on all
+    assert budget._seconds(ready, ready.methods, costs) == pytest.approx(2 * 3 * (4 * 9 / 12 + 1))
+    bare = replace(ready, methods=["zero-shot"])
+    assert budget._costs(bare).head == 0
