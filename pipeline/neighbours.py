@@ -18,6 +18,7 @@ PROBES = 1000  # rows that the recall is measured on
 TRAINED = 32  # rows a cell that its centre is learned from
 COMPONENTS = 128  # principal ones, of a few hundred dimensions
 BLOCK = 16_384  # rows at a time, where a copy of all is not wanted
+GROUPS = 8  # of cells, in which a row's own one is looked for
 SLACK = 1e-3  # of a squared distance of float32 numbers
 TIE = 1e-6  # similarities that differ by less are equal: float32 sums of a few hundred products
 
@@ -122,6 +123,19 @@ def _narrowed(
         yield rows, narrow.apply(vectors[rows].astype(np.float32))
 
 
+def _found_by_groups(centres: np.ndarray) -> faiss.Index:
+    """The (c, e) centres, of which the nearest are looked for in a few of √c groups: beyond a
+    million rows, comparing each of them with every centre would be most of the work.
+    """
+    groups = max(1, int(len(centres) ** 0.5))
+    found = faiss.IndexIVFFlat(faiss.IndexFlatL2(centres.shape[1]), centres.shape[1], groups)
+    found.cp.min_points_per_centroid = 1
+    found.train(centres)
+    found.add(centres)
+    found.nprobe = min(GROUPS, groups)
+    return found
+
+
 def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """An index that was trained, without rows, as faiss serialises it, and (n,) the cell of each of
     (n, d) rows.
@@ -136,6 +150,7 @@ def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(e), e, cells)
     index.cp.seed, index.cp.min_points_per_centroid = seed, 1
     index.train(narrow.apply(sample))
+    index = faiss.IndexIVFFlat(_found_by_groups(index.quantizer.reconstruct_n(0, cells)), e, cells)
     cell = np.empty(n, np.int64)
     for rows, part in _narrowed(vectors, narrow):
         cell[rows] = index.quantizer.search(part, 1)[1].ravel()

@@ -805,6 +805,7 @@ def test_cells_find_nearly_all_copies_and_nothing_else():
         pairs = np.stack([np.repeat(np.arange(3000), np.diff(limits)), found], axis=1)
         assert {*map(tuple, pairs.tolist())} <= {*map(tuple, true.tolist())}
         assert np.allclose(similarity, (x[pairs[:, 0]] * x[pairs[:, 1]]).sum(1), atol=0.01)
+        assert (pairs[:, 0] == pairs[:, 1]).sum() == 3000  # no row is in a cell that is not found
         share = (len(pairs) - 3000) / (len(true) - 3000)
         assert share > recall - 0.04 and cells[0] <= index.index.nprobe <= cells[1]
 
