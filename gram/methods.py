@@ -13,7 +13,7 @@ from torch import Tensor
 from gram import heads
 from gram.prompted import Learned, Seen, Task, learned_by
 from pipeline.benchmarks.cache import Draw
-from pipeline.benchmarks.params import Sgd
+from pipeline.benchmarks.params import Sgd, sgd_of
 from pipeline.benchmarks.views import AugmentedViews
 from pipeline.clip.backbone import Backbone
 from pipeline.clip.blocks import recomputed_activations
@@ -144,8 +144,8 @@ def tuned(task: Task, start: Start, seen: Seen, labels: Tensor, steps: int) -> L
     §3.3, "Testing").
     """
     method = method_of(start.about, task.backbone, task.template)
-    lr = TUNING.lr * LR_FACTOR_OF.get(start.prompt, 1.0)
-    settings = TUNING.model_copy(update={"batch": batch_of(start), "lr": lr})
+    factor = LR_FACTOR_OF.get(start.prompt, 1.0)
+    settings = sgd_of(TUNING, {"batch": batch_of(start), "lr_factor": factor})
     epochs = epochs_of(len(labels), settings.batch, steps)
     draw = _draw(method, task, seen, labels, epochs)
     # pictures of 197 patches need gigabytes in a tower whose activations are all kept

@@ -11,7 +11,7 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 from pathlib import Path
 
 from pipeline.artifacts import write_json
-from pipeline.benchmarks.params import Count, Factor
+from pipeline.benchmarks.params import Count, Rate
 from pipeline.gram.params import Prompt
 from pipeline.params import load_params
 from pipeline.stage import parser, run
@@ -19,7 +19,7 @@ from pipeline.stage import parser, run
 READS = {
     "batch": ("tuning.batch", Count),
     "batch_of": ("tuning.batch_of", dict[str, Count]),
-    "factor_of": ("tuning.lr_factor_of", dict[str, Factor]),
+    "factor_of": ("tuning.lr_factor_of", dict[str, Rate]),
     "prompt": ("{table}.{name}.prompt", Prompt),
 }
 
@@ -33,10 +33,11 @@ def main():
     p = load_params(args.params, READS, table=args.table, name=args.name)
     batch = p.batch_of.get(p.prompt, p.batch)
     factor = p.factor_of.get(p.prompt, 1.0)
-    own = {"lr_factor": factor} if factor != 1 else {}
-    write_json({"batch": batch} | own, args.out)
-    told = "".join(f", {value} times the rate" for value in own.values())
-    return f"{args.name}: {batch} pictures{told}", {}, args.metrics
+    own, told = {"batch": batch}, f"{args.name}: {batch} pictures"
+    if factor != 1:
+        own, told = own | {"lr_factor": factor}, f"{told}, {factor} times the rate"
+    write_json(own, args.out)
+    return told, {}, args.metrics
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ from pipeline.artifacts import read_table, write_table  # noqa: E402
 from pipeline.benchmarks.cache import Draw, few_shots  # noqa: E402
 from pipeline.benchmarks.evaluation import judge_source  # noqa: E402
 from pipeline.benchmarks.headline import headline  # noqa: E402
-from pipeline.benchmarks.params import Protocols, Rates, Sgd  # noqa: E402
+from pipeline.benchmarks.params import Protocols, Rate, Rates, Sgd, sgd_of  # noqa: E402
 from pipeline.clip.backbone import Backbone, load_backbone  # noqa: E402
 from pipeline.clip.params import BackboneParams  # noqa: E402
 from pipeline.clustering.schemas import DOMAINS  # noqa: E402
-from pipeline.episodes.shards import VALIDATION, Episode, read_episodes  # noqa: E402
+from pipeline.episodes.shards import VALIDATION, read_episodes  # noqa: E402
 from pipeline.gram.batch import load_batch, shown  # noqa: E402
 from pipeline.gram.learn import LEARNING, initial_tokens, learn_start, save_curve  # noqa: E402
 from pipeline.gram.learn import training_of as training  # noqa: E402
@@ -58,12 +58,13 @@ READS = {
     "backbone": ("backbone", BackboneParams),
     "method": ("methods.meta.{name}", MetaMethod),
     "rates": ("tuning", Rates),
+    "factor_of": ("tuning.lr_factor_of", dict[str, Rate]),
     "draws": ("few_shot.draws", list[int]),
     "sources": ("study.benchmarks", list[str]),
 }
-TEMPLATE, SHOTS = "a photo of a {}.", 16
+TEMPLATE, SHOTS, BATCH = "a photo of a {}.", 16, 32
 SATURATED = 20.0  # tanh of it is 1
-LONG = 51  # steps
+LONG, STRETCHED = 51, (0.0, 0.0001, 0.0004, 0.002, 0.01)  # steps, and rates; 0: not tuned
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,12 @@ class World:
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return load_start(folder), pl.read_csv(folder / "curve.csv").row(-1, named=True)
 
+    def tuning(self, batch: int, lr: float | None = None) -> Sgd:
+        """As the stage `tune` tunes this kind of prompt; at another rate, if one is given."""
+        factor = self.params.factor_of.get(self.params.method.prompt, 1.0)
+        own = sgd_of(self.params.rates, {"batch": batch, "lr_factor": factor})
+        return own.model_copy(update={"lr": lr}) if lr else own
+
     def judged(
         self,
         start: Start,
@@ -139,13 +146,12 @@ class World:
     ) -> dict[str, float]:
         """base, new and H in percent before tuning (`…_0`) and after, on the seed's own draw."""
         folder, names = benchmarks or (self.data / "benchmarks", self.params.sources)
-        rates = self.params.rates.model_dump() | ({"lr": lr} if lr else {})
         draw = self.params.draws[(seed - 1) % len(self.params.draws)]
         protocol, parts = Protocols(base_to_new=[SHOTS], all_classes=[]), {"": [], "_0": []}
         for name in names:
             method = method_of(start.about, self.backbone, TEMPLATE)
             drawn = few_shots(folder / name, method, "base", SHOTS, draw)
-            tuned = tune(method, start, drawn, Sgd(**rates, batch=32), draw)[-1]
+            tuned = tune(method, start, drawn, self.tuning(BATCH, lr), draw)[-1]
             for when, tokens in (("", tuned), ("_0", start.theta)):
                 states = {"base": {(SHOTS, draw, 0): tokens}, "all": {}}
                 verdicts = judge_source(name, protocol, states, lambda _, m=method: m, folder)[0]
@@ -256,9 +262,7 @@ def steps(world: World) -> Iterator[dict]:
         yield {"inner steps": label, "seed": seed, **validation(last), **world.judged(start, seed)}
 
 
-def length(
-    world: World, rates: tuple[float, ...] = (0.0001, 0.0004, 0.002, 0.01)
-) -> Iterator[dict]:
+def length(world: World) -> Iterator[dict]:
     """(c) Fifty steps of tuning, as sixteen shots of ten classes are, on the support of validation
     tasks; accuracy on their queries, through R^φ, plain, and of the untrained start.
     """
@@ -268,11 +272,13 @@ def length(
         starts = {"R^φ": learned, "plain": replace(learned, phi={}), "host": world.untrained(seed)}
         for label, start in starts.items():
             method = method_of(start.about, world.backbone, TEMPLATE)
-            hits = {0.0: [], **{lr: [] for lr in rates}}
+            hits: dict[float, list[float]] = {lr: [] for lr in STRETCHED}
             for task in read_episodes(tasks / VALIDATION, method.sees_pixels):
-                batch = load_batch(method, [task])
+                pictures = shown(method, [task])
+                batch = load_batch(method, [task], pictures)
+                draw = Draw([pictures[0][0]] * LONG, task.support_labels, list(task.names))
                 for lr in hits:
-                    tokens = stretched(world, method, start, task, lr) if lr else start.theta
+                    tokens = stretched(world, method, start, draw, lr) if lr else start.theta
                     tokens = placed(tokens, method.backbone.device)
                     with torch.no_grad():
                         chosen = method.logits(tokens, batch.classes, batch.query).argmax(dim=-1)
@@ -281,12 +287,9 @@ def length(
                 yield {"rate": lr, "start": label, "seed": seed, "accuracy": float(np.mean(found))}
 
 
-def stretched(world: World, method: PromptMethod, start: Start, task: Episode, lr: float) -> Tokens:
-    """Tokens after steps of tuning on all of a task's support, the first at the warm-up's rate."""
-    rates = world.params.rates.model_dump() | {"lr": lr}
-    support = shown(method, [task])[0][0]
-    draw = Draw([support] * LONG, task.support_labels, list(task.names))
-    return tune(method, start, draw, Sgd(**rates, batch=len(support)), 0)[-1]
+def stretched(world: World, method: PromptMethod, start: Start, draw: Draw, lr: float) -> Tokens:
+    """Tokens after steps on all of a draw at once, the first at the warm-up's rate."""
+    return tune(method, start, draw, world.tuning(len(draw.labels), lr), 0)[-1]
 
 
 def fitted_scale(world: World, start: Start, tasks: Path) -> float:

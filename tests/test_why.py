@@ -97,19 +97,36 @@ def test_true_styles_are_domains_of_the_same_topics(why, tmp_path):
     assert found.sort("key").rows() == [("k0", 4, 1), ("k1", 4, 0), ("k2", 5, 1)]
 
 
+def world_of(why, prompt, rates, factor_of):
+    """A world whose parameters are these."""
+    world, method = why.World(ROOT, ROOT, "unigram", [1]), SimpleNamespace(prompt=prompt)
+    world.__dict__["params"] = SimpleNamespace(rates=rates, factor_of=factor_of, method=method)
+    return world
+
+
+@pytest.mark.parametrize(("prompt", "lr"), [("joint", 0.25), ("coop", 1.0)])
+def test_experiments_tune_as_the_stage_does(why, prompt, lr):
+    """Visual tokens at their own rate, unless the experiment is about rates."""
+    rates = why.Rates(lr=1.0, warmup_lr=1e-5, momentum=0.9, weight_decay=0.0)
+    world = world_of(why, prompt, rates, {"joint": 0.25})
+    assert world.tuning(7) == why.Sgd(**rates.model_dump() | {"lr": lr}, batch=7)
+    assert world.tuning(7, 0.5).lr == 0.5
+
+
 def test_a_task_is_tuned_on_as_many_steps_as_a_benchmark(why, tiny_world, starts, monkeypatch):
     """On the task's own support: its loss falls, and the more the larger the rate."""
     monkeypatch.setenv("DEVICE", "cpu")
-    monkeypatch.setattr(why, "LONG", 8)
     start = why.load_start(starts / "unigram")
     method = why.method_of(start.about, why.load_backbone(tiny_world / "backbone"), "{}")
     rates = why.Rates(lr=1.0, warmup_lr=1e-5, momentum=0.9, weight_decay=0.0)
-    world = SimpleNamespace(params=SimpleNamespace(rates=rates))
+    world = world_of(why, "joint", rates, {"joint": 0.1})
     task = next(why.read_episodes(tiny_world / "episodes" / "small" / "1", pictures=True))
-    batch = why.load_batch(method, [task])
+    pictures = why.shown(method, [task])
+    batch = why.load_batch(method, [task], pictures)
+    draw = why.Draw([pictures[0][0]] * 8, task.support_labels, list(task.names))
 
     def loss(lr):
-        tokens = why.placed(why.stretched(world, method, start, task, lr), torch.device("cpu"))
+        tokens = why.placed(why.stretched(world, method, start, draw, lr), torch.device("cpu"))
         logits = method.logits(tokens, batch.classes, batch.support)
         return float(why.cross_entropy(logits, batch.support_labels))
 

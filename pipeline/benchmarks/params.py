@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.params import Distinct, Name, Part, Section, Seed
 
 Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # what 32 bits hold
 Counts = Annotated[list[Count], Distinct]
 Seeds = Annotated[list[Seed], Field(min_length=1), Distinct]
 Benchmarks = Annotated[list[Name], Distinct]  # entries of `benchmarks:`
@@ -131,9 +132,6 @@ class FewShot(Section):
     epochs: Count  # every epoch sees its own augmented view of each picture
 
 
-Factor = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]
-
-
 class Rates(Part):
     """SGD on the few shots; the protocol's values are the defaults."""
 
@@ -155,7 +153,7 @@ class Tuning(Sgd):
 
     batch_of: dict[str, Count]  # pictures per step of a kind of prompt, instead of `batch`
     # times `lr`, by kind of prompt: a sweep of `lr` moves all methods
-    lr_factor_of: dict[str, Factor]
+    lr_factor_of: dict[str, Rate]
 
 
 def sgd_of(rates: Rates, own: dict[str, Any]) -> Sgd:

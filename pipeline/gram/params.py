@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.benchmarks.params import Benchmarks, PromptTemplate
+from pipeline.benchmarks.params import Benchmarks, PromptTemplate, Rate
 from pipeline.episodes.params import Episodes, Labelled
 from pipeline.params import SAME_BYTES, Distinct, Name, Part, Section, Seed, did_you_mean
 
-Rate = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # what 32 bits hold
 Count = Annotated[int, Field(ge=1)]
 TokenCount = Annotated[int, Field(ge=1, le=64)]
 # (method, the one it is compared with)
