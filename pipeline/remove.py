@@ -1,6 +1,6 @@
 """Takes an entry out of params.yaml wherever it stands: a method, or a benchmark.
 
-    python -m pipeline.remove benchmarks.food methods.direct.vpt
+    python -m pipeline.remove benchmarks.food methods.meta.unigram
 
 With a benchmark go its template, what is tuned on it, its places among targets and in the study,
 and the drawing of its pictures if no one else reads them; with a method its title and its pairs.
@@ -35,11 +35,14 @@ def _at(values: Any, key: str) -> Any:
     return values
 
 
-def _drop(tables: dict[str, Any], table: str, name: str) -> None:
-    """An emptied table is written as `{}`, which YAML's writer puts behind a comment otherwise."""
-    del tables[table][name]
-    if not tables[table]:
-        tables[table] = {}
+def _drop(tables: Any, key: str, gone: list[Any]) -> None:
+    """Takes names out of the mapping, or items out of the list, that stands at a key."""
+    for one in gone:
+        tables[key].pop(one) if isinstance(tables[key], dict) else tables[key].remove(one)
+    if not tables[key]:
+        # YAML's writer puts what is empty behind the comments below the key, where it is no YAML
+        tables.ca.items.pop(key, None)  # `with_comments` brings them back
+        tables[key] = type(tables[key])()
 
 
 def without_benchmark(top: dict[str, Any], name: str) -> list[str]:
@@ -48,7 +51,7 @@ def without_benchmark(top: dict[str, Any], name: str) -> list[str]:
     path = _at(top, f"benchmarks.{name}").get("path") or f"data/world/{name}.zip"
     for table in ("benchmarks", "templates", "protocols"):
         if name in top[table]:
-            _drop(top, table, name)
+            _drop(top, table, [name])
             gone.append(f"{table}.{name}")
     lists = {
         f"protocols.{source}.{kind}": protocols.get(kind) or []
@@ -75,13 +78,11 @@ def without_method(top: dict[str, Any], owner: str, table: str, name: str) -> li
     gone = []
     for kind in (table, "titles"):
         if name in (methods.get(kind) or {}):
-            _drop(methods, kind, name)
+            _drop(methods, kind, [name])
             gone.append(f"{owner}methods.{kind}.{name}")
     place = "study" if owner else "report"
-    pairs = top[place]["pairs"]
-    if named := [pair for pair in pairs if name in pair]:
-        for pair in named:
-            pairs.remove(pair)
+    if named := [pair for pair in top[place]["pairs"] if name in pair]:
+        _drop(top[place], "pairs", named)
         gone.append(f"{place}.pairs")
     return gone
 
@@ -121,6 +122,8 @@ def with_comments(before: list[str], after: list[str]) -> list[str]:
         lines += after[m:n]
         if what != "equal":
             lost = before[i:k]
+            if what == "replace":  # a table that is empty now
+                lost = [line for line in lost if is_comment(line)]
             head = list(takewhile(is_comment, lost))
             tail = list(takewhile(is_comment, reversed(lost[len(head) :])))
             lines += [line for line in [*head, *reversed(tail)] if line not in after[m:n]]

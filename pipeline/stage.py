@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import math
 import os
 import signal
@@ -197,6 +198,14 @@ def measured(figures: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _make_ready() -> None:
+    gc.freeze()  # what was imported stays to the end
+    gc.enable()
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    end_with_dvc()
+
+
 def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bool = False) -> None:
     """Runs a stage's `main` and ends the process.
 
@@ -206,9 +215,7 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
     What DVC runs leaves a record of what it ran with; with `tracked`, it is a run in MLflow too
     (docs/tracking.md).
     """
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
-    end_with_dvc()
+    _make_ready()
     began, started = time.time(), time.perf_counter()
     name = Path(sys.argv[0]).stem
     watched = first_process() and journal.wanted()

@@ -140,14 +140,14 @@ def test_zero_shot_is_far_from_chance_and_from_perfect(demo):
 
 
 def test_the_tables_have_every_cell_and_honest_numbers(demo):
-    """Seven methods under every protocol, none missing; recomputed from the per-picture
+    """Four methods under every protocol, none missing; recomputed from the per-picture
     verdicts, by other code.
     """
     import polars as pl
 
     report, methods = (
         demo[0] / "data" / "report",
-        ["clip", "cocoop", "coop", "coop_gram", "vpt", "vpt_gram", "unigram"],
+        ["clip", "coop", "coop_gram", "unigram"],
     )
     cells = pl.read_csv(report / "tables.csv")
     assert cells["missing"].is_null().all() and set(cells["table"].unique()) == {
@@ -311,7 +311,7 @@ def test_the_report_needs_nothing_beside_it(demo):
 
 def test_inner_lr_reruns_meta_training_and_what_follows_from_it(edit):
     folder = edit("params.yaml", "inner_lr: 0.5", "inner_lr: 1e-02")  # as DVC writes numbers
-    meta = ("coop_gram", "vpt_gram", "unigram")
+    meta = ("coop_gram", "unigram")
     assert would_run(folder) == {"report"} | {
         f"{s}@{m}" for s in ("metatrain", "evaluate_meta", "publish") for m in meta
     } | {f"tune_meta@{b}-{m}-1" for b in ("animals", "things", "broad") for m in meta}
@@ -352,7 +352,7 @@ def test_one_methods_entry_reruns_that_method(edit):
 
 def test_a_title_reruns_what_prints_it(edit):
     stages = would_run(edit("params.yaml", "    clip: CLIP\n", "    clip: Zero-shot\n"))
-    assert stages == {"report"} | {f"publish@{m}" for m in ("coop_gram", "vpt_gram", "unigram")}
+    assert stages == {"report"} | {f"publish@{m}" for m in ("coop_gram", "unigram")}
 
 
 def test_a_benchmarks_template_reruns_prompts_and_judging(edit):
@@ -360,7 +360,7 @@ def test_a_benchmarks_template_reruns_prompts_and_judging(edit):
     stages = would_run(
         edit("params.yaml", "  animals: a photo of a {}.", "  animals: a picture of a {}.")
     )
-    direct, meta = ("cocoop", "coop", "vpt"), ("coop_gram", "vpt_gram", "unigram")
+    direct, meta = ("coop",), ("coop_gram", "unigram")
     assert stages == (
         {"zero_shot@clip", "report"}
         | {f"tune@animals-{m}-1" for m in direct}

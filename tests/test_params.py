@@ -173,7 +173,10 @@ def named(table, name):
             {"context_tokens": 3},
             ["methods.meta.unigram", "even number", "study.methods.direct.joint"],
         ),
-        ({"methods.direct.cocoop.depth": 2}, ["methods.direct.cocoop", "'depth'"]),
+        (
+            {"methods.direct.coop": {"prompt": "cocoop", "depth": 2}},
+            ["methods.direct.coop", "'depth'"],
+        ),
         ({"domains.per_topic": 1}, ["domains.per_topic is 1", "two domains"]),
         (
             {"study.labelled.supervised.per_class": 9},
@@ -212,10 +215,10 @@ def test_all_that_does_not_fit_is_said_at_once(tmp_path):
 
 
 def test_a_pair_of_a_method_that_was_removed_is_left_out_with_a_word(tmp_path):
-    path = edited(tmp_path, {"methods.direct.cocoop": GONE})
-    remark = "report.pairs compares unigram with cocoop, but there is no method 'cocoop'"
+    path = edited(tmp_path, {"methods.direct.coop": GONE})
+    remark = "report.pairs compares coop_gram with coop, but there is no method 'coop'"
     assert [r.startswith(remark) for r in check(path).remarks()] == [False, True]
-    assert check(path).remarks()[0].startswith("methods.titles names 'cocoop'")
+    assert check(path).remarks()[0].startswith("methods.titles names 'coop'")
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.schema", path], cwd=ROOT, capture_output=True, text=True
     )

@@ -41,7 +41,7 @@ def test_an_entry_is_taken_out_wherever_it_stands(path, key):
     name = key.rpartition(".")[2]
     assert key in gone and not check(path).remarks()
     lost, new = changed(path)
-    assert set(new) <= {"  zero_shot: {}"}  # the last one of its table
+    assert set(new) <= {"  zero_shot: {}", "  direct: {}", "  pairs: []"}  # the last one there
     assert not [line for line in lost if line.strip().startswith("#")]
     left = YAML(typ="safe").load(path)
     if key.startswith("benchmarks."):
@@ -54,6 +54,15 @@ def test_an_entry_is_taken_out_wherever_it_stands(path, key):
         for table in owner["methods"].values():
             named += list(table)
     assert name not in named
+
+
+def test_a_comment_above_the_last_entry_stays(path):
+    text = path.read_text().replace("  direct:\n", "  direct:\n    # a host of its own\n", 1)
+    path.write_text(text.replace("  pairs:\n", "  pairs:\n  # who against whom\n"))
+    remove(path, ["methods.direct.coop", "methods.meta.coop_gram"])
+    lines = path.read_text().splitlines()
+    assert "    # a host of its own" in lines and "  # who against whom" in lines
+    assert not check(path).remarks() and YAML(typ="safe").load(path)["methods"]["direct"] == {}
 
 
 def test_the_paper_s_file_too(path):
@@ -131,7 +140,7 @@ def test_dvc_resolves_what_is_left(tmp_path):
         names = [s.name for s in repo.index.stages if Path(s.path) == file]
         drawn = [f"draw_benchmark@{name}"]  # others may read the same pictures
         left = [n for n in names if n not in drawn and name in re.split("[@-]", n)]
-        assert len(names) > 50 and not left, key
+        assert len(names) > 40 and not left, key
 
 
 @pytest.mark.whole
@@ -142,7 +151,7 @@ def test_plots_are_shown_with_whatever_methods_there_are(tmp_path):
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     shutil.copytree(ROOT / ".dvc" / "plots", tmp_path / ".dvc" / "plots")
     path = shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
-    remove(path, ["methods.direct.vpt", "methods.meta.vpt_gram", "methods.meta.unigram"])
+    remove(path, ["methods.meta.unigram"])
     (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     report = tmp_path / "data" / "report"
     report.mkdir(parents=True)

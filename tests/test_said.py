@@ -1,7 +1,9 @@
 """What a stage says: while it works, when it is stopped, and where it cannot start."""
 
 import ast
+import gc
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -55,6 +57,28 @@ def test_a_stage_that_is_stopped_says_what_is_left(tmp_path, resumable, parts, w
     done = python(STOPPED.format(resumable=resumable, parts=parts, out=str(tmp_path / "out")))
     assert done.returncode == 130 and words in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_collector_rests_until_the_stage_begins(tmp_path, monkeypatch):
+    """And works again while it runs; a test that imports a script keeps its own."""
+    seen = tmp_path / "seen"
+    script = tmp_path / "stages" / "watched.py"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "stages" / "_repository.py", script.parent)
+    (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
+    script.write_text(
+        "import _repository, gc\nfrom pathlib import Path\nbefore = gc.isenabled()\n"
+        "from pipeline.stage import run\n\n\ndef main():\n"
+        f"    Path({str(seen)!r}).write_text(f'{{before}} {{gc.isenabled()}}')\n"
+        "    return 'done', {}, None\n\n\nrun(main)\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and seen.read_text() == "False True", done.stderr
+    monkeypatch.syspath_prepend(str(ROOT / "stages"))
+    monkeypatch.delitem(sys.modules, "_repository", raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    __import__("_repository")
+    assert gc.isenabled()
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):

@@ -159,7 +159,8 @@ def project(tmp_path_factory):
     (folder / ".gitignore").write_text("/data/\n/.venv/\n")
     (folder / ".dvcignore").touch()
     (folder / "dvc.yaml").write_text(STAGES)
-    with_values(folder / "params.yaml", {"few_shot.seeds": [1, 2]})
+    changes = {"few_shot.seeds": [1, 2], "methods.direct.cocoop": {"prompt": "cocoop"}}
+    with_values(folder / "params.yaml", changes)
     for name in ("topic_edits.yaml",):
         shutil.copy(ROOT / name, folder)
     run("git", "init", "--quiet", "-b", "main", ".", cwd=folder)
