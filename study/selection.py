@@ -3,16 +3,14 @@
     python study/selection.py                  # every way, three seeds
     python study/selection.py --planted 20000  # synthetic sentence vectors in topics known before
 
-* `leaf` and `eom`: what the stage `topics` does, with either `topics.selection`.
-* `plscan`: fast_hdbscan's PLSCAN in the same UMAP space: of all least sizes of a topic, the one at
-  which topics persist longest.
-* `evoc`: EVoC's own graph and layout of the sentence vectors, and the same choice among its layers.
-* `evoc_leaf`: the finest layer of that, with `topics.min_cluster_size` as the least size.
+* `leaf`, `eom` and `plscan`: what the stage `topics` does, with each `topics.selection`.
+* `evoc`: EVoC's own graph and layout of the sentence vectors; of its layers, the one in which
+  topics persist longest.
+* `evoc_leaf`: its finest layer, with `topics.min_cluster_size` as the least size.
 
-Equal captions are one point for every way. `leaf` and `eom` count all captions of a point where the
-size of a topic is asked for; the packages do not: EVoC takes no weights, and PLSCAN's count for
-density alone. Outliers then join the nearest topic, names, domains and tasks follow, all as the
-stages do it with `params.yaml`.
+Equal captions are one point for every way. The stage counts all captions of a point where the size
+of a topic is asked for; EVoC takes no weights. Outliers then join the nearest topic, names, domains
+and tasks follow, all as the stages do it with `params.yaml`.
 
 Of every way: topics; share of the captions in one, as found (`in_one`) and after outliers have
 joined (`coverage`); agreement between seeds (`stability`: ARI over captions before outliers join,
@@ -115,19 +113,13 @@ class Way:
     find: Callable[[np.ndarray, np.ndarray, np.ndarray, Clustering, int], np.ndarray]
 
 
-def hdbscan(selection: str) -> Way:
+def of_stage(selection: str, package: str | None = None) -> Way:
     def find(vectors, reduced, weight, settings, seed):
         chosen = settings.model_copy(update={"selection": selection})
         graph = np.empty(0), np.empty(0)  # its places are there
         return group(vectors, weight, graph, chosen, seed, lambda name, make: (reduced,)).topic
 
-    return Way(None, True, find)
-
-
-def plscan(vectors, reduced, weight, settings, seed) -> np.ndarray:
-    from fast_hdbscan import PLSCAN
-
-    return PLSCAN(min_samples=settings.min_samples, reproducible=True).fit(reduced).labels_
+    return Way(package, True, find)
 
 
 def evoc(finest: bool) -> Way:
@@ -147,9 +139,9 @@ def evoc(finest: bool) -> Way:
 
 
 WAYS = {
-    "leaf": hdbscan("leaf"),
-    "eom": hdbscan("eom"),
-    "plscan": Way("fast_hdbscan", True, plscan),
+    "leaf": of_stage("leaf"),
+    "eom": of_stage("eom"),
+    "plscan": of_stage("plscan", "fast_hdbscan"),
     "evoc": evoc(finest=False),
     "evoc_leaf": evoc(finest=True),
 }

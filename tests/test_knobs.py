@@ -19,6 +19,7 @@ from pipeline.clustering.params import Domains, Label, Topics
 from pipeline.episodes.params import Episodes
 from pipeline.episodes.tasks import Pool
 from pipeline.episodes.tasks import draw as draw_tasks
+from pipeline.errors import InputError
 from pipeline.gram import learn, trial
 from pipeline.gram.params import Learning, MetaMethod, Method, Outer, Regulator
 from pipeline.gram.regulator import initial_phi
@@ -399,6 +400,28 @@ def test_clustering_heeds_the_other_choices(told):
         "eom"
     ]
     assert counts["fitted"] == 40
+
+
+def test_plscan_is_leaves_at_a_size_that_is_found(told, monkeypatch):
+    """In the space that HDBSCAN looks at, with its own neighbourhood."""
+    asked = []
+    size = lambda reduced, min_samples: asked.append((reduced.shape, min_samples)) or 7
+    monkeypatch.setattr(topics, "persistent_size", size)
+    topics.find_topics(
+        sentences(), TOPIC_SETTINGS.model_copy(update={"selection": "plscan"}), 17, steps
+    )
+    (options,) = told["hdbscan"]
+    assert options["cluster_selection_method"] == "leaf" and options["min_cluster_size"] == 7
+    ((shape, min_samples),) = asked
+    assert shape[1] == 3 and min_samples == 2
+
+
+def test_plscan_says_which_package_brings_it(monkeypatch):
+    monkeypatch.setattr(topics, "find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"'topics.selection' is 'plscan', but fast_hdbscan .*\.\[plscan\]"
+    ):
+        topics.persistent_size(np.zeros((9, 2)), 2)
 
 
 def test_words_are_counted_by_the_label_s_settings():

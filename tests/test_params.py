@@ -54,7 +54,7 @@ def test_json_schema_is_up_to_date():
         ),
         (
             {"topics.selection": "leef"},
-            ["'topics.selection'", "'eom' or 'leaf'", "'leef'"],
+            ["'topics.selection'", "'eom', 'leaf' or 'plscan'", "'leef'"],
         ),
         ({"inner_lr": "0.1"}, ["'inner_lr'", "'0.1'"]),
         ({"inner_lr": -0.1}, ["'inner_lr'", "greater than 0"]),

@@ -15,7 +15,7 @@ from pipeline.clustering.params import Embed, Topics
 from pipeline.clustering.points import clusters, distinct, with_copies
 from pipeline.clustering.schemas import sentences_schema
 from pipeline.clustering.sentences import read_sentences
-from pipeline.clustering.topics import find_topics, join_outliers, lay_out
+from pipeline.clustering.topics import find_topics, join_outliers, lay_out, persistent_size
 from pipeline.errors import InputError
 from pipeline.neighbours import search_index
 from pipeline.pairs.schemas import KEPT
@@ -279,3 +279,23 @@ def test_topics_go_on_behind_the_last_step_that_was_finished(tmp_path, stopped_a
     alone = find_topics(x, wanted, 1, silent)
     assert np.array_equal(again.topic, alone.topic) and again.counts == alone.counts
     assert np.array_equal(again.grouped.reduced, alone.grouped.reduced)
+
+
+@pytest.mark.slow  # compiles for half a minute where it never ran
+def test_plscan_s_size_gives_plscan_s_topics():
+    """Groups that lie far apart, with nothing in them to part: each is a topic."""
+    plscan = pytest.importorskip("fast_hdbscan", reason="the extra [plscan]").PLSCAN
+    rng = np.random.default_rng(4)
+    group = np.repeat(np.arange(16), rng.integers(40, 60, 16))
+    x = (10 * rng.normal(size=(16, 3)))[group] + 0.1 * rng.normal(size=(len(group), 3))
+    x = x.astype(np.float32)
+    size = persistent_size(x, 3)
+    assert size <= 40
+    leaves = hdbscan.HDBSCAN(
+        min_cluster_size=size, min_samples=3, cluster_selection_method="leaf"
+    ).fit(x.astype(np.float64))
+    own = plscan(min_samples=3, reproducible=True).fit(x).labels_
+    assert adjusted_rand_score(own, leaves.labels_) > 0.95
+    assert len(set(leaves.labels_) - {-1}) == len(set(own) - {-1}) == 16
+    inside = leaves.labels_ >= 0
+    assert adjusted_rand_score(group[inside], leaves.labels_[inside]) == 1

@@ -33,10 +33,12 @@ class Grouping(Part):
 
     components: Annotated[int, Field(ge=2)]  # dimensions that HDBSCAN clusters in
     min_dist: Annotated[float, Field(ge=0)]  # how tightly UMAP may pack points
-    min_cluster_size: Annotated[int, Field(ge=2)]  # captions, of all: the least that makes a topic
+    # captions, of all: the least that makes a topic; not heeded by plscan
+    min_cluster_size: Annotated[int, Field(ge=2)]
     min_samples: Count  # larger: more captions are outliers
-    # leaf: many fine topics; eom: the most stable ones of any size
-    selection: Literal["eom", "leaf"]
+    # leaf: many fine topics; eom: the most stable ones of any size; plscan: leaf, at the least size
+    # at which topics persist longest
+    selection: Literal["eom", "leaf", "plscan"]
 
 
 class Clustering(Neighbourhood, Grouping):

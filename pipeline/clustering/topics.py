@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import TypeVar
 
 import numpy as np
@@ -154,6 +155,27 @@ class Grouped:
     validity: float
 
 
+def persistent_size(reduced: np.ndarray, min_samples: int) -> int:
+    """The least size of a topic at which the leaves of HDBSCAN's tree over (d, components) points
+    persist longest, summed over topics (PLSCAN).
+
+    Raises InputError if fast_hdbscan is not installed.
+    """
+    if find_spec("fast_hdbscan") is None:
+        raise InputError(
+            "parameter 'topics.selection' is 'plscan', but fast_hdbscan is not installed; it is "
+            "the extra 'plscan': pip install -c constraints.txt -e '.[plscan]'"
+        )
+    from fast_hdbscan import PLSCAN  # here: it compiles for half a minute when first imported
+
+    found = PLSCAN(min_samples=min_samples, reproducible=True).fit(reduced)
+    if len(found.layer_persistence_scores_) == 1:  # no size stands out
+        return int(found.base_min_cluster_size)
+    at = np.flatnonzero(found.total_persistence_ == max(found.layer_persistence_scores_))[0]
+    # a layer is of the topics that outlast a size
+    return int(found.min_cluster_sizes_[at]) + 1
+
+
 def group(
     vectors: np.ndarray,
     weight: np.ndarray,
@@ -167,6 +189,9 @@ def group(
     """
     how = (settings.components, settings.min_dist, seed)
     (reduced,) = keep("reduced", lambda: (reduce(vectors, graph, *how, init="pca"),))
+    if settings.selection == "plscan":
+        size = persistent_size(reduced, settings.min_samples)
+        settings = settings.model_copy(update={"selection": "leaf", "min_cluster_size": size})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = hdbscan.HDBSCAN(
@@ -219,10 +244,12 @@ def cluster(
     steps.close()
     count = int(found.topic.max()) + 1
     if count < 2:
+        size = f"'topics.min_cluster_size' (now {settings.min_cluster_size})"
+        other = "choose another 'topics.selection' than plscan, or lower"
         raise InputError(
-            f"{count} topics came out of {weight.sum()} captions; lower "
-            f"'topics.min_cluster_size' (now {settings.min_cluster_size}) or 'topics.min_samples' "
-            f"(now {settings.min_samples})"
+            f"{count} topics came out of {weight.sum()} captions; "
+            f"{other if settings.selection == 'plscan' else f'lower {size} or'} "
+            f"'topics.min_samples' (now {settings.min_samples})"
         )
     return found, {"recall": round(float(recall), 4), "validity": round(found.validity, 4)}
 
