@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 import time
 import warnings
@@ -38,11 +37,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # processor seconds are those of one thread
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import numba  # noqa: E402
 import numpy as np  # noqa: E402
 import polars as pl  # noqa: E402
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score  # noqa: E402
@@ -374,6 +372,7 @@ def main() -> None:
     if not set(ways) <= set(WAYS) or REFERENCE not in ways or len(seeds) < 2:
         cli.error(f"--ways are of {', '.join(WAYS)}, {REFERENCE} among them; --seeds are several")
     check_packages(ways)
+    numba.set_num_threads(1)  # processor seconds are those of one thread
     params = load_params(args.params, READS)
     demo = None if args.planted else Demo(args.data, params)
     captions = demo.captions if demo else planted(args.planted, params.seed)
