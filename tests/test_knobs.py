@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from tqdm import tqdm
 
 from pipeline.artifacts import to_vectors, write_table
 from pipeline.benchmarks.cache import Draw
@@ -370,9 +371,7 @@ def sentences():
 
 
 def steps(items, _label, total=None):
-    return SimpleNamespace(
-        update=lambda *_: None, set_description=lambda *_: None, close=lambda: None, total=total
-    )
+    return tqdm(items, total=total, disable=True)
 
 
 def test_clustering_gets_each_of_its_settings(told):
@@ -407,6 +406,7 @@ def test_plscan_is_leaves_at_a_size_that_is_found(told, monkeypatch):
     asked = []
     size = lambda reduced, min_samples: asked.append((reduced.shape, min_samples)) or 7
     monkeypatch.setattr(topics, "persistent_size", size)
+    monkeypatch.setattr(topics, "find_spec", lambda name: True)
     topics.find_topics(
         sentences(), TOPIC_SETTINGS.model_copy(update={"selection": "plscan"}), 17, steps
     )
@@ -416,12 +416,15 @@ def test_plscan_is_leaves_at_a_size_that_is_found(told, monkeypatch):
     assert shape[1] == 3 and min_samples == 2
 
 
-def test_plscan_says_which_package_brings_it(monkeypatch):
+def test_plscan_says_which_package_brings_it(told, monkeypatch):
+    """Before anything is laid out."""
     monkeypatch.setattr(topics, "find_spec", lambda name: None)
+    wanted = TOPIC_SETTINGS.model_copy(update={"selection": "plscan"})
     with pytest.raises(
         InputError, match=r"'topics.selection' is 'plscan', but fast_hdbscan .*\.\[plscan\]"
     ):
-        topics.persistent_size(np.zeros((9, 2)), 2)
+        topics.find_topics(sentences(), wanted, 17, steps)
+    assert told["umap"] == []
 
 
 def test_words_are_counted_by_the_label_s_settings():

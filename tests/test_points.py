@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 from test_clustering import TOPICS, groups, silent, unit
 
 from pipeline.artifacts import read_table, remembered, to_vectors, write_table
-from pipeline.clustering import embedding
+from pipeline.clustering import embedding, topics
 from pipeline.clustering.embedding import embed_captions, model_path
 from pipeline.clustering.params import Embed, Topics
 from pipeline.clustering.points import clusters, distinct, with_copies
@@ -253,11 +253,15 @@ def test_what_is_asked_for_decides_how_many_cells_are_looked_into():
     assert blind.nprobe == 1 < index.nprobe < 40
 
 
-@pytest.mark.parametrize("stopped_at", ["neighbours", "reduced", "nearest"])
-def test_topics_go_on_behind_the_last_step_that_was_finished(tmp_path, stopped_at):
+STEPS = ["neighbours", "reduced", "clusters", *(f"nearest-{part}" for part in range(8))]
+
+
+@pytest.mark.parametrize("stopped_at", [*STEPS[:4], "nearest-5"])
+def test_topics_go_on_behind_the_last_step_that_was_finished(tmp_path, monkeypatch, stopped_at):
+    monkeypatch.setattr(topics, "BLOCK", 100)
     x, _ = groups(20, 36)
     wanted = settings(fit_on=400)
-    steps, made = ["neighbours", "reduced", "nearest"], []
+    steps, made = STEPS, []
     stops = [stopped_at]
 
     def keep(name, make):

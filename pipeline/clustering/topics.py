@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import TypeVar
 
+import faiss
 import numpy as np
 from scipy import sparse
 from sklearn.decomposition import PCA
@@ -38,6 +39,7 @@ from pipeline.neighbours import PROBES, exact_index, search_index
 
 MAP_EPOCHS = 100  # UMAP's own default for few points is 500; the map starts from a finished layout
 AGrouping = TypeVar("AGrouping", bound=Grouping)
+FOLLOWING = 20  # parts of the rows that follow a sample
 JOINED = 8_192  # outliers that are compared with all topics at once
 
 
@@ -155,17 +157,21 @@ class Grouped:
     validity: float
 
 
-def persistent_size(reduced: np.ndarray, min_samples: int) -> int:
-    """The least size of a topic at which the leaves of HDBSCAN's tree over (d, components) points
-    persist longest, summed over topics (PLSCAN).
-
-    Raises InputError if fast_hdbscan is not installed.
+def check_installed(settings: Grouping) -> None:
+    """Raises InputError if the selection needs fast_hdbscan, which is not installed: before the
+    layout, which may take hours.
     """
-    if find_spec("fast_hdbscan") is None:
+    if settings.selection == "plscan" and find_spec("fast_hdbscan") is None:
         raise InputError(
             "parameter 'topics.selection' is 'plscan', but fast_hdbscan is not installed; it is "
             "the extra 'plscan': pip install -c constraints.txt -e '.[plscan]'"
         )
+
+
+def persistent_size(reduced: np.ndarray, min_samples: int) -> int:
+    """The least size of a topic at which the leaves of HDBSCAN's tree over (d, components) points
+    persist longest, summed over topics (PLSCAN).
+    """
     from fast_hdbscan import PLSCAN  # here: it compiles for half a minute when first imported
 
     found = PLSCAN(min_samples=min_samples, reproducible=True).fit(reduced)
@@ -187,8 +193,17 @@ def group(
     """UMAP on the graph, and HDBSCAN in the reduced space; each row is a point that counts `weight`
     captions.
     """
+    check_installed(settings)
     how = (settings.components, settings.min_dist, seed)
     (reduced,) = keep("reduced", lambda: (reduce(vectors, graph, *how, init="pca"),))
+    topic, strength, validity = keep("clusters", partial(_by_density, reduced, weight, settings))
+    return Grouped(reduced, topic, strength, float(validity))
+
+
+def _by_density(
+    reduced: np.ndarray, weight: np.ndarray, settings: Grouping
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `topic`, `strength` and `validity` of `Grouped`."""
     if settings.selection == "plscan":
         size = persistent_size(reduced, settings.min_samples)
         settings = settings.model_copy(update={"selection": "leaf", "min_cluster_size": size})
@@ -205,13 +220,8 @@ def group(
         found.labels_, found.probabilities_ = clusters(
             found.single_linkage_tree_.to_numpy(), weight, settings
         )
-    several = found.labels_.max() > 0
-    return Grouped(
-        reduced,
-        found.labels_,
-        found.probabilities_,
-        float(found.relative_validity_) if several else 0.0,
-    )
+    validity = float(found.relative_validity_) if found.labels_.max() > 0 else 0.0
+    return found.labels_, found.probabilities_, np.array(validity)
 
 
 def of_sample(settings: AGrouping, share: float) -> AGrouping:
@@ -323,10 +333,11 @@ def find_topics(
     """Clusters (n, d) normalised sentence embeddings, float16 or float32; equal ones are one point.
 
     `keep` is given the name of each step that takes minutes at millions of captions (neighbours,
-    reduced, nearest) and what makes it.
+    reduced, clusters, nearest in parts) and what makes it.
 
     Raises InputError if there are too few captions, or no topic comes out.
     """
+    check_installed(settings)
     n, points = len(vectors), distinct(vectors)
     check_sizes(n, len(points.rows), vectors.shape[1], settings)
     if len(points.rows) < n:
@@ -338,7 +349,7 @@ def find_topics(
     grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress, keep)
     topic, strength = grouped.topic, grouped.strength
     if len(fitted) < different:
-        (nearest,) = keep("nearest", partial(follow, vectors, sample, fitted, settings, seed))
+        nearest = follow(vectors, Sample(sample, fitted), settings, seed, progress, keep)
         topic, strength = topic[nearest], strength[nearest]
     del sample
     outside = points.weight[topic < 0].sum()
@@ -358,22 +369,56 @@ def find_topics(
     return Found(topic[points.point], strength[points.point], rows, grouped, counts)
 
 
-def follow(
-    vectors: np.ndarray, sample: np.ndarray, fitted: np.ndarray, settings: Neighbourhood, seed: int
-) -> tuple[np.ndarray]:
-    """(n,) for each of (n, d) rows the nearest row of the sample; of the sample's own (`fitted`),
-    themselves.
+@dataclass(frozen=True)
+class Sample:
+    """What was clustered of (n, d) rows.
+
+    Attributes:
+        vectors: (s, d) float32. fitted: (s,) which rows they are.
     """
-    others = np.setdiff1d(np.arange(len(vectors)), fitted)
+
+    vectors: np.ndarray
+    fitted: np.ndarray
+
+
+def follow(
+    vectors: np.ndarray,
+    sample: Sample,
+    settings: Neighbourhood,
+    seed: int,
+    progress,
+    keep: Keep = made_anew,
+) -> np.ndarray:
+    """(n,) for each of (n, d) rows the nearest row of the sample; of the sample's own, themselves.
+
+    What each of `FOLLOWING` parts of the rows follow is given to `keep`.
+    """
+    others = np.setdiff1d(np.arange(len(vectors)), sample.fitted)
     asked = vectors[others[:: max(1, len(others) // PROBES)]]
-    index, _ = search_index(sample, 1, settings.exact_up_to, settings.recall, seed, asked)
-    nearest = np.empty(len(vectors), np.int64)
-    for start in range(0, len(vectors), BLOCK):
-        rows = vectors[start : start + BLOCK].astype(np.float32)
-        found = index.search(rows, 1)[1].ravel()
-        empty = found < 0  # the cells that were looked into hold nothing
-        if empty.any():
-            found[empty] = exact_index(sample).search(rows[empty], 1)[1].ravel()
-        nearest[start : start + BLOCK] = found
-    nearest[fitted] = np.arange(len(fitted))
-    return (nearest,)
+
+    @cache
+    def index() -> faiss.Index:  # made when it is needed
+        how = (settings.exact_up_to, settings.recall, seed, asked)
+        return search_index(sample.vectors, 1, *how)[0]
+
+    def search(starts: np.ndarray) -> tuple[np.ndarray]:
+        found = []
+        for start in starts:
+            rows = vectors[start : start + BLOCK].astype(np.float32)
+            found.append(index().search(rows, 1)[1].ravel())
+            empty = found[-1] < 0  # the cells that were looked into hold nothing
+            if empty.any():
+                exact = exact_index(sample.vectors).search(rows[empty], 1)
+                found[-1][empty] = exact[1].ravel()
+        return (np.concatenate(found),)
+
+    starts = np.arange(0, len(vectors), BLOCK)
+    parts = np.array_split(starts, min(FOLLOWING, len(starts)))
+    nearest = np.concatenate(
+        [
+            keep(f"nearest-{number}", partial(search, part))[0]
+            for number, part in enumerate(progress(parts, "following"))
+        ]
+    )
+    nearest[sample.fitted] = np.arange(len(sample.fitted))
+    return nearest
