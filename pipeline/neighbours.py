@@ -48,11 +48,12 @@ def share_found(
     found: np.ndarray,
     least: np.ndarray,
     asked: np.ndarray | None = None,
+    slack: float = TIE,
 ) -> float:
     """Recall of a search: which share of the true neighbours of some rows is among those found.
 
-    Whatever lies as near as the true ones is one of them: of rows that repeat, a search may give
-    any.
+    Whatever lies as near as the true ones, to `slack`, is one of them: of rows that repeat, a
+    search may give any.
 
     Args:
         vectors: (n, d) all rows; rows, least, asked: as `probes` has them. found: (p, count)
@@ -60,18 +61,24 @@ def share_found(
     """
     queries = (vectors if asked is None else asked)[rows]
     similarity = np.einsum("pd,pcd->pc", queries, vectors[found], dtype=np.float32)
-    hits = (found >= 0) & (similarity >= least[:, None] - TIE)
+    hits = (found >= 0) & (similarity >= least[:, None] - slack)
     return float(hits.sum() / (len(rows) * min(found.shape[1], len(vectors))))
 
 
 def cell_index(
-    vectors: np.ndarray, count: int, recall: float, seed: int, asked: np.ndarray | None = None
+    vectors: np.ndarray,
+    count: int,
+    recall: float,
+    seed: int,
+    asked: np.ndarray | None = None,
+    slack: float = TIE,
 ) -> tuple[faiss.Index, float]:
     """An inverted file over (n, d) normalised rows that looks into as few cells as reach the
     recall.
 
     Recall: share of the true `count` nearest rows that are found, over a sample of the rows that
-    will be `asked` for (None: the same rows, each of which is its own nearest).
+    will be `asked` for (None: the same rows, each of which is its own nearest); what is less
+    similar by `slack` at most is as good.
 
     Raises InputError if even looking into all cells would be needed.
     """
@@ -87,7 +94,7 @@ def cell_index(
     queries = (vectors if asked is None else asked)[rows].astype(np.float32)
     index.nprobe = 1
     while True:
-        reached = share_found(vectors, rows, index.search(queries, count)[1], least, asked)
+        reached = share_found(vectors, rows, index.search(queries, count)[1], least, asked, slack)
         if reached >= recall:
             return index, reached
         if index.nprobe == cells:
@@ -105,12 +112,13 @@ def search_index(
     recall: float,
     seed: int,
     asked: np.ndarray | None = None,
+    slack: float = TIE,
 ) -> tuple[faiss.Index, float]:
     """An index over (n, d) normalised rows, and its recall for the rows that will be `asked` for
-    (None: the same): exact (1.0) up to `exact_up_to` rows.
+    (None: the same; see `cell_index`): exact (1.0) up to `exact_up_to` rows.
     """
     if len(vectors) > exact_up_to:
-        return cell_index(vectors, count, recall, seed, asked)
+        return cell_index(vectors, count, recall, seed, asked, slack)
     return exact_index(vectors), 1.0
 
 

@@ -253,6 +253,28 @@ def test_what_is_asked_for_decides_how_many_cells_are_looked_into():
     assert blind.nprobe == 1 < index.nprobe < 40
 
 
+def test_what_resembles_nothing_follows_one_about_as_near(monkeypatch):
+    """Looking for the very nearest of rows that are all far away, most cells would be searched."""
+    rng = np.random.default_rng(5)
+    rows = unit(rng.normal(size=(4000, 256)))
+    made = []
+    real = topics.search_index
+    monkeypatch.setattr(topics, "search_index", lambda *a: made.append(real(*a)) or made[-1])
+    sample = topics.Sample(rows[:2000].astype(np.float32), np.arange(2000))
+    asked = settings(exact_up_to=1000, recall=0.9)
+    found = topics.follow(rows, sample, asked, 1, silent)
+    (index, reached), (strict, _) = made[0], real(*search_of(rows, sample, asked))
+    assert index.nprobe * 1.5 < strict.nprobe and reached >= 0.9
+    assert (found[:2000] == np.arange(2000)).all()
+    near = rows[2000:] @ sample.vectors.T
+    lost = near.max(axis=1) - near[np.arange(2000), found[2000:]]
+    assert np.mean(lost <= topics.AS_NEAR + 1e-4) >= 0.87
+
+
+def search_of(rows, sample, asked):
+    return sample.vectors, 1, asked.exact_up_to, asked.recall, 1, rows[2000:]
+
+
 STEPS = ["neighbours", "reduced", "clusters", *(f"nearest-{part}" for part in range(8))]
 
 
