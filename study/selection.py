@@ -115,7 +115,8 @@ def of_stage(selection: str, package: str | None = None) -> Way:
     def find(vectors, reduced, weight, settings, seed):
         chosen = settings.model_copy(update={"selection": selection})
         graph = np.empty(0), np.empty(0)  # its places are there
-        return group(vectors, weight, graph, chosen, seed, lambda name, make: (reduced,)).topic
+        keep = lambda name, make: (reduced,) if name == "reduced" else make()
+        return group(vectors, weight, graph, chosen, seed, keep).topic
 
     return Way(package, True, find)
 

@@ -42,6 +42,19 @@ def test_seeds_are_compared_pair_by_pair_within_a_way(selection):
     ]
 
 
+def test_a_selection_of_the_stage_looks_at_the_places_that_are_there(selection):
+    from pipeline.clustering.params import Topics
+    from pipeline.params import load_params
+
+    settings = load_params(ROOT / "params.yaml", {"topics": ("topics", Topics)}).topics
+    rng, of = np.random.default_rng(3), np.repeat(np.arange(4), 30)
+    places = (10 * np.eye(4)[of] + 0.1 * rng.normal(size=(120, 4))).astype(np.float32)
+    vectors = rng.normal(size=(120, 8)).astype(np.float32)
+    found = selection.WAYS["leaf"].find(vectors, places, np.ones(120, int), settings, 1)
+    inside = found >= 0
+    assert inside.mean() > 0.8 and selection.adjusted_rand_score(of[inside], found[inside]) == 1
+
+
 def rows(**ways):
     return [
         {"way": way, "seed": seed, "topics": 7, "right": right}
