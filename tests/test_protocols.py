@@ -482,6 +482,7 @@ def test_a_test_only_benchmark_has_nothing_to_draw_from(world, tmp_path):
 def test_a_kind_of_prompt_may_have_a_batch_and_a_rate_of_its_own(tmp_path):
     """Each method's file has its kind's: another kind's tunings need not run again."""
     own = {"tuning.batch_of": {"cocoop": 1}, "tuning.lr_factor_of": {"joint": 0.25}}
+    own["methods.direct.cocoop"] = {"prompt": "cocoop"}
     with_values(tmp_path / "params.yaml", own)
     found = {}
     for table, name in (("direct", "cocoop"), ("direct", "coop"), ("meta", "unigram")):
