@@ -35,14 +35,15 @@ def _at(values: Any, key: str) -> Any:
     return values
 
 
-def _drop(tables: Any, key: str, gone: list[Any]) -> None:
+def _drop(tables: Any, key: str, *gone: Any) -> None:
     """Takes names out of the mapping, or items out of the list, that stands at a key."""
+    held = tables[key]
     for one in gone:
-        tables[key].pop(one) if isinstance(tables[key], dict) else tables[key].remove(one)
-    if not tables[key]:
+        del held[one if isinstance(held, dict) else held.index(one)]
+    if not held:
         # YAML's writer puts what is empty behind the comments below the key, where it is no YAML
         tables.ca.items.pop(key, None)  # `with_comments` brings them back
-        tables[key] = type(tables[key])()
+        tables[key] = type(held)()
 
 
 def without_benchmark(top: dict[str, Any], name: str) -> list[str]:
@@ -51,23 +52,23 @@ def without_benchmark(top: dict[str, Any], name: str) -> list[str]:
     path = _at(top, f"benchmarks.{name}").get("path") or f"data/world/{name}.zip"
     for table in ("benchmarks", "templates", "protocols"):
         if name in top[table]:
-            _drop(top, table, [name])
+            _drop(top, table, name)
             gone.append(f"{table}.{name}")
-    lists = {
-        f"protocols.{source}.{kind}": protocols.get(kind) or []
+    lists = [
+        (protocols, kind, f"protocols.{source}.{kind}")
         for source, protocols in top["protocols"].items()
         for kind in ("cross_domain", "cross_dataset")
-    }
-    for key, names in {**lists, "study.benchmarks": top["study"]["benchmarks"]}.items():
-        if name in names:
-            names.remove(name)
+    ]
+    for owner, kind, key in [*lists, (top["study"], "benchmarks", "study.benchmarks")]:
+        if name in (owner.get(kind) or []):
+            _drop(owner, kind, name)
             gone.append(key)
     tables = (top["benchmarks"], top["labelled"], top["study"]["labelled"])
     read = {entry.get("path") for table in tables for entry in table.values()}
     drawn = Path(path).stem
     of_none = path == f"data/world/{drawn}.zip" and path not in read
     if of_none and drawn in _at(top, "world.benchmarks"):
-        del top["world"]["benchmarks"][drawn]
+        _drop(top["world"], "benchmarks", drawn)
         gone.append(f"world.benchmarks.{drawn}")
     return gone
 
@@ -78,11 +79,11 @@ def without_method(top: dict[str, Any], owner: str, table: str, name: str) -> li
     gone = []
     for kind in (table, "titles"):
         if name in (methods.get(kind) or {}):
-            _drop(methods, kind, [name])
+            _drop(methods, kind, name)
             gone.append(f"{owner}methods.{kind}.{name}")
     place = "study" if owner else "report"
     if named := [pair for pair in top[place]["pairs"] if name in pair]:
-        _drop(top[place], "pairs", named)
+        _drop(top[place], "pairs", *named)
         gone.append(f"{place}.pairs")
     return gone
 

@@ -65,6 +65,18 @@ def test_a_comment_above_the_last_entry_stays(path):
     assert not check(path).remarks() and YAML(typ="safe").load(path)["methods"]["direct"] == {}
 
 
+def test_a_comment_above_the_last_target_stays(path):
+    """An emptied list of a protocol is written as an emptied table is."""
+    targets = "    cross_domain:\n    - broad_sketch\n    - broad_night\n    - broad_neon\n"
+    one = "    cross_domain:\n    # another style\n    - broad_sketch\n"
+    text = path.read_text().replace(f"{targets}    - broad_pixelated\n", one)
+    assert one in text
+    path.write_text(text)
+    remove(path, ["benchmarks.broad_sketch"])
+    assert "    # another style" in path.read_text().splitlines()
+    assert YAML(typ="safe").load(path)["protocols"]["broad"]["cross_domain"] == []
+
+
 def test_the_paper_s_file_too(path):
     """What somebody does not have, in one go."""
     source = ROOT / "profiles" / "paper.yaml"
