@@ -5,7 +5,7 @@ A script then runs the code beside it wherever it is started from, and in the co
 that `dvc exp run --queue` works in. And what libraries would ask the world when they are imported,
 or tell it, they do not: for their newest version, how they are used. Until the stage begins
 (`pipeline.stage.run`), nothing is looked for that could be freed: of what is imported nothing can,
-and the search is a sixth of the time that PyTorch and open_clip take.
+and the search is a quarter of the time that PyTorch and open_clip take.
 
 Python's own modules alone are imported here, and nothing is written that an older Python could not
 read.

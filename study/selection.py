@@ -60,7 +60,7 @@ from pipeline.clustering.neighbours import neighbour_graph  # noqa: E402
 from pipeline.clustering.params import Clustering, Domains, Label  # noqa: E402
 from pipeline.clustering.points import Points, distinct  # noqa: E402
 from pipeline.clustering.sentences import read_sentences  # noqa: E402
-from pipeline.clustering.topics import group, join_outliers, reduce  # noqa: E402
+from pipeline.clustering.topics import by_density, join_outliers, reduce  # noqa: E402
 from pipeline.episodes.params import Episodes, Shots, Ways  # noqa: E402
 from pipeline.episodes.tasks import Pool, Task, draw, each_picture_once  # noqa: E402
 from pipeline.pairs.reading import read_image_features, read_pairs  # noqa: E402
@@ -113,10 +113,7 @@ class Way:
 
 def of_stage(selection: str, package: str | None = None) -> Way:
     def find(vectors, reduced, weight, settings, seed):
-        chosen = settings.model_copy(update={"selection": selection})
-        graph = np.empty(0), np.empty(0)  # its places are there
-        keep = lambda name, make: (reduced,) if name == "reduced" else make()
-        return group(vectors, weight, graph, chosen, seed, keep).topic
+        return by_density(reduced, weight, settings.model_copy(update={"selection": selection}))[0]
 
     return Way(package, True, find)
 

@@ -260,19 +260,15 @@ def test_what_resembles_nothing_follows_one_about_as_near(monkeypatch):
     made = []
     real = topics.search_index
     monkeypatch.setattr(topics, "search_index", lambda *a: made.append(real(*a)) or made[-1])
-    sample = topics.Sample(rows[:2000].astype(np.float32), np.arange(2000))
+    sample = rows[:2000].astype(np.float32)
     asked = settings(exact_up_to=1000, recall=0.9)
-    found = topics.follow(rows, sample, asked, 1, silent)
-    (index, reached), (strict, _) = made[0], real(*search_of(rows, sample, asked))
+    found = topics.follow(rows, sample, np.arange(2000), asked, 1, silent)
+    (index, reached), (strict, _) = made[0], real(sample, 1, 1000, 0.9, 1, rows[2000:])
     assert index.nprobe * 1.5 < strict.nprobe and reached >= 0.9
     assert (found[:2000] == np.arange(2000)).all()
-    near = rows[2000:] @ sample.vectors.T
+    near = rows[2000:] @ sample.T
     lost = near.max(axis=1) - near[np.arange(2000), found[2000:]]
     assert np.mean(lost <= topics.AS_NEAR + 1e-4) >= 0.87
-
-
-def search_of(rows, sample, asked):
-    return sample.vectors, 1, asked.exact_up_to, asked.recall, 1, rows[2000:]
 
 
 STEPS = ["neighbours", "reduced", "clusters", *(f"nearest-{part}" for part in range(8))]
@@ -280,7 +276,7 @@ STEPS = ["neighbours", "reduced", "clusters", *(f"nearest-{part}" for part in ra
 
 @pytest.mark.parametrize("stopped_at", [*STEPS[:4], "nearest-5"])
 def test_topics_go_on_behind_the_last_step_that_was_finished(tmp_path, monkeypatch, stopped_at):
-    monkeypatch.setattr(topics, "BLOCK", 100)
+    monkeypatch.setattr(topics, "BLOCK", 40)  # of the 320 that follow
     x, _ = groups(20, 36)
     wanted = settings(fit_on=400)
     steps, made = STEPS, []

@@ -196,17 +196,18 @@ def group(
     """UMAP on the graph, and HDBSCAN in the reduced space; each row is a point that counts `weight`
     captions.
     """
-    check_installed(settings)
     how = (settings.components, settings.min_dist, seed)
     (reduced,) = keep("reduced", lambda: (reduce(vectors, graph, *how, init="pca"),))
-    topic, strength, validity = keep("clusters", partial(_by_density, reduced, weight, settings))
+    topic, strength, validity = keep("clusters", partial(by_density, reduced, weight, settings))
     return Grouped(reduced, topic, strength, float(validity))
 
 
-def _by_density(
+def by_density(
     reduced: np.ndarray, weight: np.ndarray, settings: Grouping
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `topic`, `strength` and `validity` of `Grouped`."""
+    """`topic`, `strength` and `validity` of what HDBSCAN finds among (d, components) points, each
+    of which counts `weight` captions; see `Grouped`.
+    """
     if settings.selection == "plscan":
         size = persistent_size(reduced, settings.min_samples)
         settings = settings.model_copy(update={"selection": "leaf", "min_cluster_size": size})
@@ -257,12 +258,12 @@ def cluster(
     steps.close()
     count = int(found.topic.max()) + 1
     if count < 2:
-        size = f"'topics.min_cluster_size' (now {settings.min_cluster_size})"
-        other = "choose another 'topics.selection' than plscan, or lower"
+        first = f"lower 'topics.min_cluster_size' (now {settings.min_cluster_size}) or"
+        if settings.selection == "plscan":
+            first = "choose another 'topics.selection' than plscan, or lower"
         raise InputError(
-            f"{count} topics came out of {weight.sum()} captions; "
-            f"{other if settings.selection == 'plscan' else f'lower {size} or'} "
-            f"'topics.min_samples' (now {settings.min_samples})"
+            f"{count} topics came out of {weight.sum()} captions; {first} 'topics.min_samples' "
+            f"(now {settings.min_samples})"
         )
     return found, {"recall": round(float(recall), 4), "validity": round(found.validity, 4)}
 
@@ -273,6 +274,7 @@ def stability(
     """Mean adjusted Rand index, over captions, of HDBSCAN's (n,) topics with those of other seeds
     on the same graph.
     """
+    check_installed(settings)
     graph, _ = neighbour_graph(
         vectors, settings.neighbours, settings.exact_up_to, settings.recall, seed
     )
@@ -352,7 +354,7 @@ def find_topics(
     grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress, keep)
     topic, strength = grouped.topic, grouped.strength
     if len(fitted) < different:
-        nearest = follow(vectors, Sample(sample, fitted), settings, seed, progress, keep)
+        nearest = follow(vectors, sample, fitted, settings, seed, progress, keep)
         topic, strength = topic[nearest], strength[nearest]
     del sample
     outside = points.weight[topic < 0].sum()
@@ -372,59 +374,49 @@ def find_topics(
     return Found(topic[points.point], strength[points.point], rows, grouped, counts)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What was clustered of (n, d) rows.
-
-    Attributes:
-        vectors: (s, d) float32. fitted: (s,) which rows they are.
-    """
-
-    vectors: np.ndarray
-    fitted: np.ndarray
-
-
 def follow(
     vectors: np.ndarray,
-    sample: Sample,
+    sample: np.ndarray,
+    fitted: np.ndarray,
     settings: Neighbourhood,
     seed: int,
     progress,
     keep: Keep = made_anew,
 ) -> np.ndarray:
-    """(n,) for each of (n, d) rows the nearest row of the sample; of the sample's own, themselves.
+    """(n,) for each of (n, d) rows the nearest row of the (s, d) sample, float32; of the sample's
+    own (`fitted`), themselves.
 
     Beyond `exact_up_to` rows of the sample, as many cells are searched as find, for the share
     `recall` of the others, a row that is as similar as the nearest, to `AS_NEAR`.
 
-    What each of `FOLLOWING` parts of the rows follow is given to `keep`.
+    What each of `FOLLOWING` parts of the others follow is given to `keep`.
     """
-    others = np.setdiff1d(np.arange(len(vectors)), sample.fitted)
+    others = np.setdiff1d(np.arange(len(vectors)), fitted)
     asked = vectors[others[:: max(1, len(others) // PROBES)]]
 
     @cache
     def index() -> faiss.Index:  # made when it is needed
         how = (settings.exact_up_to, settings.recall, seed, asked, AS_NEAR)
-        return search_index(sample.vectors, 1, *how)[0]
+        return search_index(sample, 1, *how)[0]
 
     def search(starts: np.ndarray) -> tuple[np.ndarray]:
         found = []
         for start in starts:
-            rows = vectors[start : start + BLOCK].astype(np.float32)
+            rows = vectors[others[start : start + BLOCK]].astype(np.float32)
             found.append(index().search(rows, 1)[1].ravel())
             empty = found[-1] < 0  # the cells that were looked into hold nothing
             if empty.any():
-                exact = exact_index(sample.vectors).search(rows[empty], 1)
-                found[-1][empty] = exact[1].ravel()
+                found[-1][empty] = exact_index(sample).search(rows[empty], 1)[1].ravel()
         return (np.concatenate(found),)
 
-    starts = np.arange(0, len(vectors), BLOCK)
+    starts = np.arange(0, len(others), BLOCK)
     parts = np.array_split(starts, min(FOLLOWING, len(starts)))
-    nearest = np.concatenate(
+    nearest = np.empty(len(vectors), np.int64)
+    nearest[fitted] = np.arange(len(fitted))
+    nearest[others] = np.concatenate(
         [
             keep(f"nearest-{number}", partial(search, part))[0]
             for number, part in enumerate(progress(parts, "following"))
         ]
     )
-    nearest[sample.fitted] = np.arange(len(sample.fitted))
     return nearest
