@@ -12,7 +12,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +31,9 @@ from pipeline.params import SAME_BYTES
 # a flipped bit is an error when it is read, not another number
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
 
-# What takes long makes arrays; whoever keeps them is given their name and that.
-Make = Callable[[], tuple[np.ndarray, ...]]
-Keep = Callable[[str, Make], tuple[np.ndarray, ...]]
+Arrays = tuple[np.ndarray, ...]
+Make = Callable[[], Arrays]
+Step = Callable[[Arrays], Arrays]
 
 CHEAP = 2**28  # bytes of an input that are hashed to recognise it
 PART = b"part"  # in a Parquet file's metadata: which of its folder's parts it is
@@ -147,27 +148,48 @@ def kept_parts(out: Path | str, print_of_inputs: str) -> Iterator[Path]:
         yield work
 
 
-def made_anew(name: str, make: Make) -> tuple[np.ndarray, ...]:
-    """A `Keep` of nothing."""
-    return make()
+def _save(arrays: Arrays, path: Path) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, *arrays, allow_pickle=False)
 
 
-def remembered(path: Path, make: Make) -> tuple[np.ndarray, ...]:
+def remembered(path: Path, make: Make) -> Arrays:
     """The arrays that `make` gives, as they are: from the .npz file `path`, written if it is not
     there.
     """
     if not path.exists():
-        made = make()
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, *made, allow_pickle=False)
-        del made  # before it is read: one copy in memory
+        _save(make(), path)  # and read: one copy in memory
     with np.load(path, allow_pickle=False) as kept:
         return tuple(kept[f"arr_{number}"] for number in range(len(kept.files)))
 
 
-def keeping(folder: Path) -> Keep:
-    """Keeps arrays as .npz files of that folder."""
-    return lambda name, make: remembered(folder / f"{name}.npz", make)
+@dataclass(frozen=True)
+class Keep:
+    """Keeps the arrays that take long as .npz files of `folder`; None: keeps nothing."""
+
+    folder: Path | None
+
+    def __call__(self, name: str, make: Make) -> Arrays:
+        """What `make` gives, or gave an earlier run."""
+        return make() if self.folder is None else remembered(self.folder / f"{name}.npz", make)
+
+    def steps(self, name: str, begin: Make, steps: Sequence[Step]) -> Arrays:
+        """What the steps make, one after the other, of what `begin` gives; each may change it in
+        place. What the last finished one gave is kept, and nothing of those before it.
+        """
+        if self.folder is None:
+            return reduce(lambda state, step: step(state), steps, begin())
+        parts = [self.folder / f"{name}-{number}.npz" for number in range(len(steps) + 1)]
+        done = max((number for number, part in enumerate(parts) if part.exists()), default=0)
+        state = remembered(parts[done], begin)
+        for step, former, part in zip(steps[done:], parts[done:], parts[done + 1 :], strict=False):
+            state = step(state)
+            _save(state, part)
+            former.unlink()
+        return state
+
+
+made_anew = Keep(None)
 
 
 @contextmanager

@@ -24,8 +24,10 @@ TIE = 1e-6  # similarities that differ by less are equal: float32 sums of a few 
 
 
 def exact_index(vectors: np.ndarray) -> faiss.Index:
+    """vectors: float16 or float32."""
     index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
+    for start in range(0, len(vectors), BLOCK):
+        index.add(vectors[start : start + BLOCK].astype(np.float32))
     return index
 
 

@@ -10,7 +10,7 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 
 from pathlib import Path
 
-from pipeline.artifacts import fingerprint, keeping, kept_parts, write_table
+from pipeline.artifacts import Keep, fingerprint, kept_parts, write_table
 from pipeline.pairs.noise import filter_pairs
 from pipeline.pairs.params import Filter
 from pipeline.pairs.schemas import KEPT
@@ -30,7 +30,7 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     with kept_parts(args.out, fingerprint(p, args.pairs, args.features)) as work:
-        kept, counts = filter_pairs(args.pairs, args.features, p.filter, keeping(work))
+        kept, counts = filter_pairs(args.pairs, args.features, p.filter, Keep(work))
         write_table(kept, args.out, KEPT)
     why = ", ".join(
         f"{n} {reason.replace('_', ' ')}"

@@ -14,7 +14,7 @@ from pipeline.clustering.params import Repeating
 from pipeline.clustering.reduced import read_clustered
 from pipeline.clustering.topics import of_sample, stability
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, run
+from pipeline.stage import parser, progress, run
 
 READS = {"seed": ("seed", Seed), "topics": ("topics", Repeating)}
 
@@ -31,7 +31,7 @@ def main():
         return "not measured: 'topics.repeats' is 0", {}, args.metrics
     found = read_clustered(args.sentences, args.reduced)
     settings = of_sample(p.topics, found.share)
-    mean = stability(found.vectors, found.weight, found.topic, settings, p.seed)
+    mean = stability(found.vectors, found.weight, found.topic, settings, p.seed, progress)
     return f"ARI with other seeds {mean:.2f}", {"stability": mean}, args.metrics
 
 

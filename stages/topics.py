@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.artifacts import fingerprint, keeping, kept_parts, write_table
+from pipeline.artifacts import Keep, fingerprint, kept_parts, write_table
 from pipeline.clustering.params import Clustering
 from pipeline.clustering.reduced import save_clustered
 from pipeline.clustering.schemas import TOPICS
@@ -41,7 +41,7 @@ def main():
     p = load_params(args.params, READS)
     keys, vectors = read_sentences(args.sentences)
     with kept_parts(args.out, fingerprint(p, args.sentences)) as work:
-        found = find_topics(vectors, p.topics, p.seed, progress, keeping(work))
+        found = find_topics(vectors, p.topics, p.seed, progress, Keep(work))
         columns = [keys, found.topic, found.strength]
         write_table(pa.table(columns, names=TOPICS.names), args.out, TOPICS)
         save_clustered(keys, found, args.reduced)

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline import neighbours
-from pipeline.artifacts import keeping, read_table, to_vectors, write_table
+from pipeline.artifacts import Keep, read_table, to_vectors, write_table
 from pipeline.errors import InputError
 from pipeline.neighbours import close_rows
 from pipeline.pairs import noise, reading
@@ -814,7 +814,7 @@ def test_a_search_for_copies_goes_on_at_its_next_part(tmp_path, monkeypatch):
     rng = np.random.default_rng(3)
     x = unit(rng.normal(size=(6000, 16)))
     x[3000:] = x[rng.integers(0, 3000, 3000)]
-    settings_, keep = of(0.95, exact_up_to=100), keeping(tmp_path)
+    settings_, keep = of(0.95, exact_up_to=100), Keep(tmp_path)
     alone = near_duplicates(x, settings_)
 
     def stopped(name, make):
@@ -938,7 +938,7 @@ def test_a_filter_that_was_stopped_reads_and_scores_nothing_again(tmp_path, monk
     write_table(written, tmp_path / "features" / "00000.parquet", features_schema(16))
     limits = {"exact_up_to": 100, "select": "quantile", "threshold": 0.1, "score": score}
     asked = tmp_path / "pairs.parquet", tmp_path / "features", of(0.95, **limits)
-    alone, kept = filter_pairs(*asked), keeping(tmp_path)
+    alone, kept = filter_pairs(*asked), Keep(tmp_path)
 
     def stopped(name, make):
         if name == "copies-1":

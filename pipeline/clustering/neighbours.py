@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from pynndescent import NNDescent
 
+from pipeline.artifacts import Arrays, Keep, made_anew
 from pipeline.errors import InputError
 from pipeline.neighbours import exact_index, probes, share_found
-from pipeline.stage import warn
+from pipeline.stage import progress, warn
 
-WIDENED = (1, 1.5, 2.5)  # times the neighbours that are asked for, one after the other
+WIDENED = (1, 2.5)  # times the neighbours that are asked for, one after the other
 SHORT = 0.15  # recall: a graph that is this much worse than asked for is another graph
 
 
@@ -28,24 +31,30 @@ def _itself_first(found: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, 
     )
 
 
-def _descent(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    n = len(vectors)
-    # as many trees and rounds as UMAP itself takes; one thread, because of the seed
-    trees, rounds = min(64, 5 + round(n**0.5 / 20)), max(5, round(np.log2(n)))
-    return NNDescent(
+def _exact(vectors: np.ndarray, count: int) -> Arrays:
+    similarity, found = exact_index(vectors).search(vectors.astype(np.float32), count)
+    return found, 1 - similarity
+
+
+def _descent(vectors: np.ndarray, count: int, wider: float, seed: int) -> Arrays:
+    found, distance = NNDescent(
         vectors,
         metric="cosine",
-        n_neighbors=count,
+        n_neighbors=min(round(wider * count), len(vectors)),
         random_state=seed,
-        n_trees=trees,
-        n_iters=rounds,
-        max_candidates=60,
-        n_jobs=1,
+        max_candidates=60,  # as UMAP itself takes
+        n_jobs=1,  # because of the seed
     ).neighbor_graph
+    return found[:, :count], distance[:, :count]
 
 
 def neighbour_graph(
-    vectors: np.ndarray, count: int, exact_up_to: int, recall: float, seed: int
+    vectors: np.ndarray,
+    count: int,
+    exact_up_to: int,
+    recall: float,
+    seed: int,
+    keep: Keep = made_anew,
 ) -> tuple[tuple[np.ndarray, np.ndarray], float]:
     """(n, count) indices and cosine distances of the nearest rows, each row itself first, and the
     recall: exact (1.0) up to `exact_up_to` rows.
@@ -55,17 +64,17 @@ def neighbour_graph(
     infinite distance, which UMAP leaves out.
 
     Where the recall is short of `recall`, more neighbours are looked for than are asked for, by the
-    factors of `WIDENED`; the nearest of them are kept. What stays short is warned of.
+    factors of `WIDENED`; the nearest of them are kept. What stays short is warned of. `keep` is
+    given what each of these searches finds.
 
     Raises InputError if it stays more than `SHORT` below `recall`.
     """
     if len(vectors) <= exact_up_to:
-        similarity, found = exact_index(vectors).search(vectors, count)
-        return _itself_first(found, 1 - similarity), 1.0
+        return _itself_first(*keep("neighbours", partial(_exact, vectors, count))), 1.0
     rows, least = probes(vectors, count, seed)
-    for wider in WIDENED:
-        found, distance = _descent(vectors, min(round(wider * count), len(vectors)), seed)
-        found, distance = found[:, :count], distance[:, :count]
+    for wider in progress(WIDENED, "neighbours"):
+        search = partial(_descent, vectors, count, wider, seed)
+        found, distance = keep(f"neighbours-{wider}", search)
         reached = share_found(vectors, rows, found[rows], least)
         if reached >= recall:
             break

@@ -20,11 +20,11 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # umap and hdbscan announce their own deprecations at import
+    warnings.simplefilter("ignore")  # hdbscan announces its own deprecations at import
     import hdbscan
-    import umap
 
 from pipeline.artifacts import Keep, made_anew
+from pipeline.clustering.layout import PARTS, Graph, reduce, spread
 from pipeline.clustering.neighbours import neighbour_graph
 from pipeline.clustering.params import (
     Clustering,
@@ -44,32 +44,6 @@ FOLLOWING = 20  # parts of the rows that follow a sample
 # the same distance, and finding the nearest of them takes a hundred times as long as all the rest
 AS_NEAR = 0.02
 JOINED = 8_192  # outliers that are compared with all topics at once
-
-
-def reduce(
-    vectors: np.ndarray,
-    graph: tuple[np.ndarray, np.ndarray],
-    components: int,
-    min_dist: float,
-    seed: int,
-    **others,
-) -> np.ndarray:
-    """(n, d) → (n, components) by UMAP on the precomputed graph, with `others` of its options;
-    one thread, because of the seed.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = umap.UMAP(
-            n_neighbors=graph[0].shape[1],
-            n_components=components,
-            min_dist=min_dist,
-            metric="cosine",
-            precomputed_knn=(*graph, None),
-            random_state=seed,
-            n_jobs=1,
-            **others,
-        )
-        return model.fit_transform(vectors)
 
 
 def centres_of(vectors: np.ndarray, topic: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -106,11 +80,6 @@ def join_outliers(
     return joined
 
 
-def advance(bar, label: str) -> None:
-    bar.update()
-    bar.set_description(label)
-
-
 def sample_of(n: int, most: int, seed: int) -> np.ndarray:
     """`most` of n row numbers at random, in order; all of them if there are no more."""
     return (
@@ -134,15 +103,8 @@ def lay_out(
         vectors[shown], settings.neighbours, settings.exact_up_to, settings.recall, seed
     )
     start = PCA(2, random_state=seed).fit_transform(reduced[shown])
-    return shown, reduce(
-        vectors[shown],
-        graph,
-        2,
-        0.5,
-        seed,
-        init=10 * start / max(np.abs(start).max(), 1e-9),
-        n_epochs=MAP_EPOCHS,
-    )
+    start = 10 * start / max(np.abs(start).max(), 1e-9)
+    return shown, spread(vectors[shown], graph, start, MAP_EPOCHS, seed)
 
 
 @dataclass(frozen=True)
@@ -188,17 +150,22 @@ def persistent_size(reduced: np.ndarray, min_samples: int) -> int:
 def group(
     vectors: np.ndarray,
     weight: np.ndarray,
-    graph: tuple[np.ndarray, np.ndarray],
+    graph: Graph,
     settings: Grouping,
     seed: int,
+    progress,
     keep: Keep = made_anew,
 ) -> Grouped:
     """UMAP on the graph, and HDBSCAN in the reduced space; each row is a point that counts `weight`
     captions.
     """
     how = (settings.components, settings.min_dist, seed)
-    (reduced,) = keep("reduced", lambda: (reduce(vectors, graph, *how, init="pca"),))
+    told = progress(None, "layout", total=PARTS)
+    (reduced,) = keep("reduced", lambda: (reduce(vectors, graph, *how, keep, told.update),))
+    told.close()
+    told = progress(None, "clusters", total=1)
     topic, strength, validity = keep("clusters", partial(by_density, reduced, weight, settings))
+    told.close()
     return Grouped(reduced, topic, strength, float(validity))
 
 
@@ -245,17 +212,9 @@ def cluster(
     """What HDBSCAN finds, without outlier policy or sampling, and how good graph and topics are;
     each row is a point that counts `weight` captions.
     """
-    steps = progress(None, "neighbours", total=2)
     how = (settings.neighbours, settings.exact_up_to, settings.recall, seed)
-
-    def neighbours() -> tuple[np.ndarray, ...]:
-        graph, recall = neighbour_graph(vectors, *how)
-        return *graph, np.array(recall)
-
-    *graph, recall = keep("neighbours", neighbours)
-    advance(steps, "clustering")
-    found = group(vectors, weight, (graph[0], graph[1]), settings, seed, keep)
-    steps.close()
+    graph, recall = neighbour_graph(vectors, *how, keep)
+    found = group(vectors, weight, graph, settings, seed, progress, keep)
     count = int(found.topic.max()) + 1
     if count < 2:
         first = f"lower 'topics.min_cluster_size' (now {settings.min_cluster_size}) or"
@@ -269,7 +228,12 @@ def cluster(
 
 
 def stability(
-    vectors: np.ndarray, weight: np.ndarray, topic: np.ndarray, settings: Repeating, seed: int
+    vectors: np.ndarray,
+    weight: np.ndarray,
+    topic: np.ndarray,
+    settings: Repeating,
+    seed: int,
+    progress,
 ) -> float:
     """Mean adjusted Rand index, over captions, of HDBSCAN's (n,) topics with those of other seeds
     on the same graph.
@@ -279,7 +243,7 @@ def stability(
         vectors, settings.neighbours, settings.exact_up_to, settings.recall, seed
     )
     others = (
-        group(vectors, weight, graph, settings, seed + repeat).topic
+        group(vectors, weight, graph, settings, seed + repeat, progress).topic
         for repeat in range(1, settings.repeats + 1)
     )
     captions = np.repeat(topic, weight)
@@ -349,14 +313,13 @@ def find_topics(
         vectors = vectors[points.rows]
     different = len(vectors)
     fitted = sample_of(different, settings.fit_on, seed)
-    sample = (vectors if len(fitted) == different else vectors[fitted]).astype(np.float32)
+    sample = vectors if len(fitted) == different else vectors[fitted]
     smaller = of_sample(settings, len(fitted) / different)
     grouped, quality = cluster(sample, points.weight[fitted], smaller, seed, progress, keep)
     topic, strength = grouped.topic, grouped.strength
     if len(fitted) < different:
-        nearest = follow(vectors, sample, fitted, settings, seed, progress, keep)
+        nearest = follow(vectors, fitted, settings, seed, progress, keep)
         topic, strength = topic[nearest], strength[nearest]
-    del sample
     outside = points.weight[topic < 0].sum()
     if settings.outliers == "nearest":
         topic = join_outliers(vectors, topic, settings.nearest_similarity, points.weight)
@@ -376,15 +339,14 @@ def find_topics(
 
 def follow(
     vectors: np.ndarray,
-    sample: np.ndarray,
     fitted: np.ndarray,
     settings: Neighbourhood,
     seed: int,
     progress,
     keep: Keep = made_anew,
 ) -> np.ndarray:
-    """(n,) for each of (n, d) rows the nearest row of the (s, d) sample, float32; of the sample's
-    own (`fitted`), themselves.
+    """(n,) for each of (n, d) rows the nearest row of the sample, which is the (s,) rows `fitted`;
+    of the sample's own, themselves.
 
     Beyond `exact_up_to` rows of the sample, as many cells are searched as find, for the share
     `recall` of the others, a row that is as similar as the nearest, to `AS_NEAR`.
@@ -393,6 +355,7 @@ def follow(
     """
     others = np.setdiff1d(np.arange(len(vectors)), fitted)
     asked = vectors[others[:: max(1, len(others) // PROBES)]]
+    sample = vectors[fitted].astype(np.float32)
 
     @cache
     def index() -> faiss.Index:  # made when it is needed
