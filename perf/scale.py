@@ -16,8 +16,11 @@ rows; `filter.min_side` is 1, and `label.edits` a file without edits.
 grow with the rows and nothing else. Where `topics` is not among `--stages`, the stages behind it
 read the topics that were planted. What was made for `--rows` stays in `--out`, so that stages can
 be run one by one; `--beside` is the folder of a smaller run, to print how the seconds grow.
-`--exact-copies` looks for all copies of that share of the pictures by plain products with all of
-them, and says what the cells of `filter` find of these, and in which part of the time.
+`--kill` runs stages that have run once more, and kills them (SIGKILL) each time that a process has
+used `--kill-every` of the seconds that they took: it says what each kill cost, as a share of what
+had been done, and whether the result has the same bytes. `--exact-copies` looks for all copies of
+that share of the pictures by plain products with all of them, and says what the cells of `filter`
+find of these, and in which part of the time.
 
 The last line is JSON: rows; peak_gib, the highest peak of a stage; hours of the processor in all;
 ratio_memory, that peak over the bytes of the vectors that the stages read; and each stage's own.
@@ -26,15 +29,18 @@ ratio_memory, that peak over the bytes of the vectors that the stages read; and 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
 import shutil
+import signal
 import sys
 import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,23 +286,76 @@ def peak(process: int) -> float:
     return int(found[0]) / 2**20 if found else 0.0
 
 
-def run(stage: str, out: Path) -> Used:
+def words_of(stage: str, out: Path) -> list[str]:
     words = [sys.executable, str(ROOT / "stages" / f"{stage}.py")]
     words += ["--params", str(out / "params.yaml"), "--metrics", str(out / f"{stage}.json")]
     words += ["--name", "shifted"] if stage == "episodes" else []
     for name, value in STAGES[stage].items():
         words += [f"--{name}", str(out / value)]
-    began, most = time.perf_counter(), 0.0
-    child = os.posix_spawn(words[0], words, os.environ)
+    return words
+
+
+def spent(process: int) -> float:
+    """Processor seconds of a process so far, all its threads."""
+    try:
+        user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def watched(stage: str, out: Path, most_seconds: float = inf) -> tuple[bool, Used]:
+    """Whether a stage ended before it had used so many processor seconds (else it is killed), and
+    what it used.
+    """
+    words, began, most = words_of(stage, out), time.perf_counter(), 0.0
+    child, killed = os.posix_spawn(words[0], words, os.environ), False
     while True:
         most = max(most, peak(child))
         ended, status, used = os.wait4(child, os.WNOHANG)
         if ended:
             break
+        if not killed and spent(child) > most_seconds:
+            os.kill(child, signal.SIGKILL)
+            killed = True
         time.sleep(0.05)
-    if status:
+    if status and not killed:
         sys.exit(f"scale: {stage} failed")
-    return Used(time.perf_counter() - began, used.ru_utime + used.ru_stime, most)
+    return not status, Used(time.perf_counter() - began, used.ru_utime + used.ru_stime, most)
+
+
+def run(stage: str, out: Path) -> Used:
+    return watched(stage, out)[1]
+
+
+def killed_on_the_way(stage: str, share: float, out: Path) -> dict[str, float]:
+    """Runs a stage once more, killed each time that a process has used `share` of the `whole` run's
+    processor seconds; `lost`: what each kill cost, as a share of what had been done by then.
+    """
+    whole = json.loads((out / "used.json").read_text())["stages"][stage]["processor"]
+    result = out / STAGES[stage]["out"]
+    before = digest(result)
+    shutil.rmtree(result) if result.is_dir() else result.unlink()
+    kills, total, ended = 0, 0.0, False
+    while not ended:
+        ended, used = watched(stage, out, share * whole)
+        total, kills = total + used.processor, kills + (not ended)
+    done = share * whole * kills * (kills + 1) / 2
+    return {
+        "whole": whole,
+        "killed": kills,
+        "in all": total,
+        "lost": (total - whole) / done if kills else 0.0,
+        "same bytes": digest(result) == before,
+    }
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder with their names."""
+    found = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        found.update(f"|{file.name}|".encode() + file.read_bytes())
+    return found.hexdigest()
 
 
 def plant_topics(planted: Planted, out: Path) -> None:
@@ -421,6 +480,8 @@ def main() -> None:
     cli.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
     cli.add_argument("--fit-on", type=int, help="topics.fit_on, if not the profile's")
     cli.add_argument("--beside", type=Path, help="the --out of a smaller run")
+    cli.add_argument("--kill", nargs="*", choices=STAGES, default=[], help="stages that have run")
+    cli.add_argument("--kill-every", type=float, default=0.4, help="share of the stage's seconds")
     cli.add_argument("--exact-copies", type=float, help="share of the pictures, 0 to 1")
     args = cli.parse_args()
     out = args.out.resolve()
@@ -440,6 +501,9 @@ def main() -> None:
         figures = {name: round(value, 2) for name, value in asdict(used[stage]).items()}
         found = found_by(stage, planted, out)
         print(stage, figures, {k: round(v, 4) for k, v in found.items()}, flush=True)
+    for stage in args.kill:
+        told_of = killed_on_the_way(stage, args.kill_every, out)
+        print(stage, "killed", {k: round(v, 3) for k, v in told_of.items()}, flush=True)
     if args.exact_copies:
         beside = copies_beside_exact(args.exact_copies, out, args.seed)
         print("copies beside exact", {k: round(v, 4) for k, v in beside.items()}, flush=True)

@@ -304,15 +304,15 @@ def test_groups_become_topics(changes):
     assert counts["fitted"] == fitted and counts["topics"] == 12 and counts["coverage"] > 0.98
     assert counts["recall"] >= TOPICS["recall"] and 0.5 < counts["validity"] <= 1
     smaller, weight = of_sample(settings, fitted / len(x)), np.ones(fitted, int)
-    assert 0.95 < stability(sample, weight, found.grouped.topic, smaller, 1) <= 1
+    assert 0.95 < stability(sample, weight, found.grouped.topic, smaller, 1, silent) <= 1
 
 
 def test_stability_tells_groups_from_noise():
     noise = unit(np.random.default_rng(0).normal(size=(720, 32)))
     settings = Topics(**TOPICS | {"min_cluster_size": 8, "selection": "leaf", "outliers": "drop"})
     found, weight = find_topics(noise, settings, 1, silent).grouped.topic, np.ones(720, int)
-    assert stability(noise, weight, found, settings, 0) == 1  # its one other seed is 1
-    assert stability(noise, weight, found, settings, 1) < 0.5
+    assert stability(noise, weight, found, settings, 0, silent) == 1  # its one other seed is 1
+    assert stability(noise, weight, found, settings, 1, silent) < 0.5
 
 
 def test_the_least_size_of_a_topic_counts_the_captions_outside_the_sample_too():

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pipeline.artifacts import to_vectors, write_table
 from pipeline.benchmarks.cache import Draw
 from pipeline.benchmarks.params import Sgd
-from pipeline.clustering import domains, labels, naming, topics
+from pipeline.clustering import domains, labels, layout, naming, topics
 from pipeline.clustering.params import Domains, Label, Topics
 from pipeline.episodes.params import Episodes
 from pipeline.episodes.tasks import Pool
@@ -348,11 +348,12 @@ def told(monkeypatch):
         def __init__(self, **options):
             told["umap"].append(options)
 
-        def fit_transform(self, vectors):
-            return np.asarray(vectors)[:, : told["umap"][-1]["n_components"]]
+        def fit_transform(self, rows, vectors=None, **_):
+            vectors = rows if vectors is None else vectors
+            return vectors[:, : told["umap"][-1]["n_components"]]
 
     real, joined = topics.hdbscan.HDBSCAN, topics.join_outliers
-    monkeypatch.setattr(topics.umap, "UMAP", Umap)
+    monkeypatch.setattr(layout, "KeptUMAP", Umap)
     monkeypatch.setattr(
         topics.hdbscan,
         "HDBSCAN",
@@ -378,7 +379,7 @@ def test_clustering_gets_each_of_its_settings(told):
     x = sentences()
     found = topics.find_topics(x, TOPIC_SETTINGS, 17, steps)
     of = np.asarray(x)[found.fitted], np.ones(len(found.fitted), int)
-    topics.stability(*of, found.grouped.topic, TOPIC_SETTINGS, 17)
+    topics.stability(*of, found.grouped.topic, TOPIC_SETTINGS, 17, steps)
     first, *others = told["umap"]
     assert (first["n_components"], first["min_dist"], first["random_state"]) == (3, 0.125, 17)
     assert first["n_neighbors"] == 6

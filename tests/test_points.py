@@ -4,13 +4,17 @@ import hdbscan
 import numpy as np
 import polars as pl
 import pytest
+import umap
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import adjusted_rand_score
 from test_clustering import TOPICS, groups, silent, unit
 
-from pipeline.artifacts import read_table, remembered, to_vectors, write_table
+from pipeline import artifacts
+from pipeline.artifacts import Keep, read_table, to_vectors, write_table
 from pipeline.clustering import embedding, topics
 from pipeline.clustering.embedding import embed_captions, model_path
+from pipeline.clustering.layout import reduce
+from pipeline.clustering.neighbours import neighbour_graph
 from pipeline.clustering.params import Embed, Topics
 from pipeline.clustering.points import clusters, distinct, with_copies
 from pipeline.clustering.schemas import sentences_schema
@@ -262,7 +266,7 @@ def test_what_resembles_nothing_follows_one_about_as_near(monkeypatch):
     monkeypatch.setattr(topics, "search_index", lambda *a: made.append(real(*a)) or made[-1])
     sample = rows[:2000].astype(np.float32)
     asked = settings(exact_up_to=1000, recall=0.9)
-    found = topics.follow(rows, sample, np.arange(2000), asked, 1, silent)
+    found = topics.follow(rows, np.arange(2000), asked, 1, silent)
     (index, reached), (strict, _) = made[0], real(sample, 1, 1000, 0.9, 1, rows[2000:])
     assert index.nprobe * 1.5 < strict.nprobe and reached >= 0.9
     assert (found[:2000] == np.arange(2000)).all()
@@ -271,36 +275,50 @@ def test_what_resembles_nothing_follows_one_about_as_near(monkeypatch):
     assert np.mean(lost <= topics.AS_NEAR + 1e-4) >= 0.87
 
 
-STEPS = ["neighbours", "reduced", "clusters", *(f"nearest-{part}" for part in range(8))]
+STEPS = ["neighbours", *(f"layout-{part}" for part in range(21)), "reduced", "clusters"]
+STEPS += [f"nearest-{part}" for part in range(8)]
 
 
-@pytest.mark.parametrize("stopped_at", [*STEPS[:4], "nearest-5"])
+@pytest.mark.parametrize("stopped_at", ["neighbours", "layout-0", "layout-13", *STEPS[-10:-6]])
 def test_topics_go_on_behind_the_last_step_that_was_finished(tmp_path, monkeypatch, stopped_at):
     monkeypatch.setattr(topics, "BLOCK", 40)  # of the 320 that follow
     x, _ = groups(20, 36)
-    wanted = settings(fit_on=400)
-    steps, made = STEPS, []
-    stops = [stopped_at]
+    wanted, keep = settings(fit_on=400), Keep(tmp_path)
+    made, stops, save = [], [stopped_at], artifacts._save
 
-    def keep(name, make):
-        if name in stops:
+    def saved(arrays, path):
+        if path.stem in stops:
             stops.clear()
             raise KeyboardInterrupt
+        made.append(path.stem)
+        save(arrays, path)
 
-        def counted():
-            made.append(name)
-            return make()
-
-        return remembered(tmp_path / name, counted)
-
+    monkeypatch.setattr(artifacts, "_save", saved)
     with pytest.raises(KeyboardInterrupt):
         find_topics(x, wanted, 1, silent, keep)
-    assert made == steps[: steps.index(stopped_at)]
+    assert made == STEPS[: STEPS.index(stopped_at)]
     again = find_topics(x, wanted, 1, silent, keep)
-    assert made == steps
+    assert made == STEPS
+    assert len(list(tmp_path.iterdir())) == len(STEPS) - 20  # the last of the layout's parts alone
     alone = find_topics(x, wanted, 1, silent)
     assert np.array_equal(again.topic, alone.topic) and again.counts == alone.counts
     assert np.array_equal(again.grouped.reduced, alone.grouped.reduced)
+
+
+@pytest.mark.parametrize("components", [2, 3])
+def test_a_layout_in_parts_is_umap_s_own(components):
+    """To the last bit, though it is given the vectors for its start alone."""
+    x = groups(12, 60)[0].astype(np.float16)
+    graph, _ = neighbour_graph(x, 8, exact_up_to=1000, recall=1.0, seed=0)
+    whole = umap.UMAP(
+        n_neighbors=8,
+        n_components=components,
+        min_dist=0.1,
+        init="pca",
+        random_state=3,
+        precomputed_knn=(*(part.copy() for part in graph), None),
+    ).fit_transform(x)
+    assert np.array_equal(reduce(x, graph, components, 0.1, 3), whole)
 
 
 @pytest.mark.slow  # compiles for half a minute where it never ran

@@ -478,6 +478,20 @@ def test_a_cnn_takes_textual_prompts_only(backbone_of, kind):
     assert logits.shape == (1, 2, 3) and logits.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", CNN)
+def test_a_cnn_computes_in_the_order_in_memory_that_is_fast(backbone_of, kind):
+    """That what is computed is channels last shows that all its convolutions took that order."""
+    backbone, channels_last = backbone_of(kind), torch.channels_last
+    seen, many = [], pixels(backbone)
+    for part in backbone.model.visual.modules():
+        if isinstance(part, torch.nn.Conv2d) and part.kernel_size != (1, 1):
+            part.register_forward_hook(lambda _, given, made: seen.append(made))
+    features = image_features(backbone, many)
+    assert seen and all(made.is_contiguous(memory_format=channels_last) for made in seen)
+    backbone.model.visual.to(memory_format=torch.contiguous_format)
+    assert torch.allclose(features, image_features(backbone, many), atol=1e-5)
+
+
 def test_deep_text_tokens_need_open_clips_transformer(backbone_of):
     backbone = backbone_of("bert")
     method = METHODS["joint"](backbone, depth=2)

@@ -203,6 +203,9 @@ def load_backbone(folder: Path | str) -> Backbone:
         ) from None
     _load_weights(model, weights)
     where = device()
+    # the order in memory in which convolutions are fastest: a CNN is nearly twice as fast, while a
+    # transformer's only one, of the patches, gives the same numbers
+    model.visual.to(memory_format=torch.channels_last)
     model = model.eval().requires_grad_(False).to(where)
 
     text = config["model_cfg"]["text_cfg"]
