@@ -14,13 +14,12 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, require
 
 Item = TypeVar("Item", int, str)
 
@@ -35,11 +34,8 @@ def on_ray() -> bool:
     engine = os.environ.get("ENGINE", "local")
     if engine not in ("local", "ray"):
         raise InputError(f"environment variable ENGINE is '{engine}'; it is 'local' or 'ray'")
-    if engine == "ray" and find_spec("ray") is None:
-        raise InputError(
-            "environment variable ENGINE is 'ray', but Ray is not installed; it is the extra "
-            "'ray': pip install -c constraints.txt -e '.[ray]'"
-        )
+    if engine == "ray":
+        require("ray", "ray", "environment variable ENGINE is 'ray'")
     return engine == "ray"
 
 

@@ -2,12 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class InputError(Exception):
     """Something outside the program is wrong. The message names the file, key or row and the
     remedy.
     """
+
+
+def require(module: str, extra: str, wanted: str) -> None:
+    """Raises InputError unless `module`, which an extra brings, is installed; `wanted`: what asks
+    for it.
+    """
+    if find_spec(module) is None:
+        raise InputError(
+            f"{wanted}, but the package {module} is not installed; it is of the extra '{extra}': "
+            f"pip install -c constraints.txt -e '.[{extra}]'"
+        )
 
 
 @contextmanager

@@ -35,16 +35,16 @@ def test_an_unknown_engine(monkeypatch):
 
 def test_ray_that_is_not_installed(monkeypatch):
     monkeypatch.setenv("ENGINE", "ray")
-    monkeypatch.setattr("pipeline.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.errors.find_spec", lambda name: None)
     with pytest.raises(
-        InputError, match=r"Ray is not installed; it is the extra 'ray': pip install .*\.\[ray\]"
+        InputError, match=r"ray is not installed; it is of the extra 'ray': pip install .*\.\[ray\]"
     ):
         list(mapped(_named, ["a"]))
 
 
 def test_no_cluster_at_the_address(monkeypatch):
     monkeypatch.setenv("ENGINE", "ray")
-    monkeypatch.setattr("pipeline.engine.find_spec", lambda name: True)
+    monkeypatch.setattr("pipeline.errors.find_spec", lambda name: True)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(
         InputError, match="RAY_ADDRESS is '127.0.0.1:9', but no Ray cluster answers there"

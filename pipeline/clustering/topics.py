@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.util import find_spec
 from typing import TypeVar
 
 import faiss
@@ -34,7 +33,7 @@ from pipeline.clustering.params import (
     Repeating,
 )
 from pipeline.clustering.points import BLOCK, clusters, distinct
-from pipeline.errors import InputError
+from pipeline.errors import InputError, require
 from pipeline.neighbours import PROBES, exact_index, search_index
 
 MAP_EPOCHS = 100  # UMAP's own default for few points is 500; the map starts from a finished layout
@@ -126,11 +125,8 @@ def check_installed(settings: Grouping) -> None:
     """Raises InputError if the selection needs fast_hdbscan, which is not installed: before the
     layout, which may take hours.
     """
-    if settings.selection == "plscan" and find_spec("fast_hdbscan") is None:
-        raise InputError(
-            "parameter 'topics.selection' is 'plscan', but fast_hdbscan is not installed; it is "
-            "the extra 'plscan': pip install -c constraints.txt -e '.[plscan]'"
-        )
+    if settings.selection == "plscan":
+        require("fast_hdbscan", "plscan", "parameter 'topics.selection' is 'plscan'")
 
 
 def persistent_size(reduced: np.ndarray, min_samples: int) -> int:

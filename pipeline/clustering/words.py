@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 
 import polars as pl
 import regex
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from pipeline.clustering.params import Label
-from pipeline.errors import InputError
+from pipeline.errors import InputError, require
 
 # A letter first, two characters at least. `regex` counts marks as parts of words, as Unicode does:
 # to `re`, the vowel signs of Hindi, Thai and Arabic are gaps.
@@ -49,11 +48,7 @@ def by_dictionary(language: str | None) -> Callable[[str], list[str]]:
 
     Raises InputError if ICU's Python package is not installed.
     """
-    if find_spec("icu") is None:
-        raise InputError(
-            "parameter 'label.segmenter' is 'icu', but PyICU is not installed; it is the extra "
-            "'icu': pip install -c constraints.txt -e '.[icu]' (docs/languages.md)"
-        )
+    require("icu", "icu", "parameter 'label.segmenter' is 'icu' (docs/languages.md)")
     import icu
 
     breaks = icu.BreakIterator.createWordInstance(icu.Locale(language or "root"))
