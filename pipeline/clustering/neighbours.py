@@ -13,7 +13,7 @@ from pipeline.neighbours import exact_index, probes, share_found
 from pipeline.stage import progress, warn
 
 WIDENED = (1, 2.5)  # times the neighbours that are asked for, one after the other
-SHORT = 0.15  # recall: a graph that is this much worse than asked for is another graph
+SHORT = 0.2  # recall: a graph that is this much worse than asked for is another graph
 
 
 def _itself_first(found: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
