@@ -1,5 +1,5 @@
 """Clusters captions into topics: kNN graph, UMAP, HDBSCAN; an interrupted run goes on behind the
-last of these that was finished.
+last of these that was finished, or the last twentieth of UMAP's epochs.
 
     python stages/topics.py --sentences data/sentences --out data/topics.parquet \\
         --reduced data/reduced.parquet

@@ -297,8 +297,8 @@ def find_topics(
 ) -> Found:
     """Clusters (n, d) normalised sentence embeddings, float16 or float32; equal ones are one point.
 
-    `keep` is given the name of each step that takes minutes at millions of captions (neighbours,
-    reduced, clusters, nearest in parts) and what makes it.
+    `keep` is given each step that takes minutes at millions of captions: neighbours, reduced (its
+    layout in parts), clusters, nearest in parts.
 
     Raises InputError if there are too few captions, or no topic comes out.
     """
