@@ -72,7 +72,7 @@ def neighbour_graph(
     if len(vectors) <= exact_up_to:
         return _itself_first(*keep("neighbours", partial(_exact, vectors, count))), 1.0
     rows, least = probes(vectors, count, seed)
-    for wider in progress(WIDENED, "neighbours"):
+    for wider in progress(iter(WIDENED), "neighbours"):  # no total: the first may do
         search = partial(_descent, vectors, count, wider, seed)
         found, distance = keep(f"neighbours-{wider}", search)
         reached = share_found(vectors, rows, found[rows], least)
