@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
-from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,19 +172,31 @@ class Keep:
         """What `make` gives, or gave an earlier run."""
         return make() if self.folder is None else remembered(self.folder / f"{name}.npz", make)
 
-    def steps(self, name: str, begin: Make, steps: Sequence[Step]) -> Arrays:
+    def _has(self, name: str) -> bool:
+        return self.folder is not None and (self.folder / f"{name}.npz").exists()
+
+    def steps(
+        self,
+        name: str,
+        begin: Make,
+        steps: Sequence[Step],
+        told: Callable[[], object] = lambda: None,
+    ) -> Arrays:
         """What the steps make, one after the other, of what `begin` gives; each may change it in
-        place. What the last finished one gave is kept, and nothing of those before it.
+        place. What the last finished one gave is kept, and nothing of those before it. `told` is
+        called for every step, of an earlier run too.
         """
-        if self.folder is None:
-            return reduce(lambda state, step: step(state), steps, begin())
-        parts = [self.folder / f"{name}-{number}.npz" for number in range(len(steps) + 1)]
-        done = max((number for number, part in enumerate(parts) if part.exists()), default=0)
-        state = remembered(parts[done], begin)
-        for step, former, part in zip(steps[done:], parts[done:], parts[done + 1 :], strict=False):
-            state = step(state)
-            _save(state, part)
-            former.unlink()
+        done = len(steps)
+        while done and not self._has(f"{name}-{done}"):
+            done -= 1
+        state = self(f"{name}-{done}", begin)
+        for number, step in enumerate(steps, 1):
+            if number > done:
+                state = step(state)
+                if self.folder is not None:
+                    _save(state, self.folder / f"{name}-{number}.npz")
+                    (self.folder / f"{name}-{number - 1}.npz").unlink()
+            told()
         return state
 
 

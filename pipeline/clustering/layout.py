@@ -52,11 +52,10 @@ class KeptUMAP(umap.UMAP):
             for epoch in part.tolist():
                 rate = 1.0 - max(0, epoch - 1) / epochs  # it falls behind the second one
                 one_epoch(edges, state, (self._a, self._b), rate, epoch)
-            told()
             return state
 
         parts = [partial(draw, part=part) for part in np.array_split(np.arange(epochs), PARTS)]
-        return keep.steps("layout", begin, parts)[0], {}
+        return keep.steps("layout", begin, parts, told)[0], {}
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ def reduce(
 ) -> np.ndarray:
     """(n, d) → (n, components) by UMAP on the graph, from the first principal components.
 
-    `keep` is given the layout in `PARTS`, after each of which `told` is called. One thread, because
-    of the seed.
+    `keep` is given the layout in `PARTS`, and `told` is called for each. One thread, because of the
+    seed.
     """
     model = KeptUMAP(**_options(graph, components, min_dist, seed))
     rows = np.zeros((len(vectors), 1), np.float32)
