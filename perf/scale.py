@@ -353,8 +353,8 @@ def killed_on_the_way(stage: str, share: float, out: Path) -> dict[str, float]:
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of all files of a folder with their names."""
     found = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        found.update(f"|{file.name}|".encode() + file.read_bytes())
+    for file in sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]:
+        found.update(f"|{file.relative_to(path)}|".encode() + file.read_bytes())
     return found.hexdigest()
 
 

@@ -305,6 +305,7 @@ def test_topics_go_on_behind_the_last_step_that_was_finished(tmp_path, monkeypat
     assert np.array_equal(again.grouped.reduced, alone.grouped.reduced)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # UMAP's, of a seed and a graph that is given
 @pytest.mark.parametrize("components", [2, 3])
 def test_a_layout_in_parts_is_umap_s_own(components):
     """To the last bit, though it is given the vectors for its start alone."""
