@@ -55,12 +55,13 @@ from pipeline.clustering.labels import (  # noqa: E402
     count_words,
     describe_topics,
 )
+from pipeline.clustering.layout import reduce  # noqa: E402
 from pipeline.clustering.naming import TEMPLATE  # noqa: E402
 from pipeline.clustering.neighbours import neighbour_graph  # noqa: E402
 from pipeline.clustering.params import Clustering, Domains, Label  # noqa: E402
 from pipeline.clustering.points import Points, distinct  # noqa: E402
 from pipeline.clustering.sentences import read_sentences  # noqa: E402
-from pipeline.clustering.topics import by_density, join_outliers, reduce  # noqa: E402
+from pipeline.clustering.topics import by_density, join_outliers  # noqa: E402
 from pipeline.episodes.params import Episodes, Shots, Ways  # noqa: E402
 from pipeline.episodes.tasks import Pool, Task, draw, each_picture_once  # noqa: E402
 from pipeline.pairs.reading import read_image_features, read_pairs  # noqa: E402
@@ -184,7 +185,7 @@ def clusterings(
     (graph, _), searching = timed(lambda: neighbour_graph(vectors, *how, seeds[0]))
     size = (settings.components, settings.min_dist)
     for seed in seeds:
-        places, laying = timed(lambda: reduce(vectors, graph, *size, seed, init="pca"))
+        places, laying = timed(lambda: reduce(vectors, graph, *size, seed))
         for name in ways:
             way = WAYS[name]
             topic, own = timed(lambda: way.find(vectors, places, points.weight, settings, seed))

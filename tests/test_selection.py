@@ -5,6 +5,7 @@ import importlib
 import numpy as np
 import pytest
 from conftest import ROOT
+from sklearn.metrics import homogeneity_score
 
 from pipeline.episodes.tasks import Task
 
@@ -92,3 +93,17 @@ def test_planted_captions_that_repeat_are_one_point_of_one_topic(selection):
     centre = captions.vectors[of_point == of_point.max()].mean(axis=0)
     inside = (captions.vectors @ centre)[of_point == of_point.max()].min()
     assert inside > np.quantile((captions.vectors @ centre)[of_point < 0], 0.9)
+
+
+def test_a_way_finds_what_was_planted_with_each_seed(selection):
+    from pipeline.clustering.params import Topics
+    from pipeline.params import load_params
+
+    settings = load_params(ROOT / "params.yaml", {"topics": ("topics", Topics)}).topics
+    captions = selection.planted(1500, 1)
+    found = selection.clusterings(captions, settings, ["leaf"], [1, 2])
+    assert [(of.way, of.seed) for of in found] == [("leaf", 1), ("leaf", 2)]
+    for of in found:
+        both = (of.topic >= 0) & (captions.true >= 0)
+        assert both.mean() > 0.4 and of.seconds > 0
+        assert homogeneity_score(captions.true[both], of.topic[both]) > 0.9  # many topics of each
