@@ -423,7 +423,8 @@ def test_plscan_says_which_package_brings_it(told, monkeypatch):
     wanted = TOPIC_SETTINGS.model_copy(update={"selection": "plscan"})
     with pytest.raises(
         InputError,
-        match=r"'topics.selection' is 'plscan', but .* fast_hdbscan .*\.\[plscan\]",
+        match=r"'topics.selection' is 'plscan', but the package fast_hdbscan .*"
+        r"\.\[plscan\]",
     ):
         topics.find_topics(sentences(), wanted, 17, steps)
     assert told["umap"] == []

@@ -20,8 +20,8 @@ with warnings.catch_warnings():
     from umap.umap_ import INT32_MAX, INT32_MIN, make_epochs_per_sample, noisy_scale_coords
 
 from pipeline.artifacts import Arrays, Keep, made_anew
+from pipeline.clustering.neighbours import Graph
 
-Graph = tuple[np.ndarray, np.ndarray]  # (n, neighbours) indices, and distances
 PARTS = 20  # of the epochs
 FEW = 10_000  # rows up to which UMAP takes more epochs, by its own default
 NEGATIVE = 5  # samples that push away for each that draws near: UMAP's default

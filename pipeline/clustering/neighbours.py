@@ -12,11 +12,12 @@ from pipeline.errors import InputError
 from pipeline.neighbours import exact_index, probes, share_found
 from pipeline.stage import progress, warn
 
+Graph = tuple[np.ndarray, np.ndarray]  # (n, neighbours) indices, and distances
 WIDENED = (1, 2.5)  # times the neighbours that are asked for, one after the other
 SHORT = 0.2  # recall: a graph that is this much worse than asked for is another graph
 
 
-def _itself_first(found: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _itself_first(found: np.ndarray, distance: np.ndarray) -> Graph:
     """The graph with each row as its own first neighbour; equal captions tie at distance 0, and
     another of them may come before it.
     """
@@ -55,7 +56,7 @@ def neighbour_graph(
     recall: float,
     seed: int,
     keep: Keep = made_anew,
-) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+) -> tuple[Graph, float]:
     """(n, count) indices and cosine distances of the nearest rows, each row itself first, and the
     recall: exact (1.0) up to `exact_up_to` rows.
 

@@ -23,8 +23,8 @@ with warnings.catch_warnings():
     import hdbscan
 
 from pipeline.artifacts import Keep, made_anew
-from pipeline.clustering.layout import PARTS, Graph, reduce, spread
-from pipeline.clustering.neighbours import neighbour_graph
+from pipeline.clustering.layout import PARTS, reduce, spread
+from pipeline.clustering.neighbours import Graph, neighbour_graph
 from pipeline.clustering.params import (
     Clustering,
     Grouping,
@@ -156,12 +156,10 @@ def group(
     captions.
     """
     how = (settings.components, settings.min_dist, seed)
-    told = progress(None, "layout", total=PARTS)
-    (reduced,) = keep("reduced", lambda: (reduce(vectors, graph, *how, keep, told.update),))
-    told.close()
-    told = progress(None, "clusters", total=1)
-    topic, strength, validity = keep("clusters", partial(by_density, reduced, weight, settings))
-    told.close()
+    with progress(None, "layout", total=PARTS) as bar:
+        (reduced,) = keep("reduced", lambda: (reduce(vectors, graph, *how, keep, bar.update),))
+    with progress(None, "clusters", total=1):
+        topic, strength, validity = keep("clusters", partial(by_density, reduced, weight, settings))
     return Grouped(reduced, topic, strength, float(validity))
 
 
