@@ -35,6 +35,7 @@ Make = Callable[[], Arrays]
 Step = Callable[[Arrays], Arrays]
 
 CHEAP = 2**28  # bytes of an input that are hashed to recognise it
+ASIDE = ".kept"  # folder of a work folder, for what is no part of the result
 PART = b"part"  # in a Parquet file's metadata: which of its folder's parts it is
 
 
@@ -203,6 +204,12 @@ class Keep:
 made_anew = Keep(None)
 
 
+def aside(work: Path) -> Keep:
+    """Keeps arrays in a work folder of `resumable_folder`, but not in what becomes of it."""
+    (work / ASIDE).mkdir(exist_ok=True)
+    return Keep(work / ASIDE)
+
+
 @contextmanager
 def resumable_folder(
     out: Path | str, print_of_inputs: str, publish: bool = True, parts: Iterable[str] = ()
@@ -226,6 +233,7 @@ def resumable_folder(
         if not publish:
             return
         check_parts(work, parts)
+        shutil.rmtree(work / ASIDE, ignore_errors=True)
         for left in work.rglob(".*.tmp"):  # of a run that was killed
             left.unlink()
         if out.exists():

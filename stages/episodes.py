@@ -1,4 +1,5 @@
 """Builds meta-training tasks: support pictures from one domain per topic, query pictures from all.
+An interrupted run goes on with the tasks that it drew, at the next shard.
 
     python stages/episodes.py --name shifted --domains data/domains.parquet \\
         --labels data/labels.parquet --features data/features --pairs data/pairs.parquet \\
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import fingerprint, read_table, resumable_folder
+from pipeline.artifacts import Keep, aside, fingerprint, read_table, resumable_folder
 from pipeline.clustering.schemas import DOMAINS, LABELS
 from pipeline.episodes.params import Episodes, Share, Shots, TaskCount, Ways
 from pipeline.episodes.shards import write_split
@@ -85,13 +86,13 @@ def read_named(domains: Path, pairs: Path, names: list[str | None]) -> pl.DataFr
     )
 
 
-def pool_of(table: pl.DataFrame, names: list[str | None], features: Path) -> Pool:
+def pool_of(table: pl.DataFrame, names: list[str | None], features: Path, keep: Keep) -> Pool:
     return Pool(
         table["topic"].to_numpy(),
         table["domain"].to_numpy(),
         names,
         table["key"].to_list(),
-        read_image_features(features, table["key"]),
+        read_image_features(features, table["key"], keep),
     )
 
 
@@ -106,15 +107,16 @@ def main():
     seed = p.meta_seed if args.seed is None else args.seed
     names = read_table(args.labels, LABELS)["name"].to_pylist()
     table = read_named(args.domains, args.pairs, names)
-    pool = pool_of(table, names, args.features)
     wanted = drawing_of(p.episodes, p.ways, p.support_shots, p.query_shots, seed)
-    split = draw_split(pool, wanted, HeldOut(p.held_out_topics, p.validation_tasks, p.seed))
-    tasks, validation = split
-    shown = rows_of([*tasks, *validation])
-    names_in_shards, shards = table["picture"].to_list(), table["shard"].to_list()
-    pictures = locate_pictures(args.shards, names_in_shards, shards, shown, progress)
+    held = HeldOut(p.held_out_topics, p.validation_tasks, p.seed)
     inputs = (args.domains, args.labels, args.features, args.pairs, args.shards)
     with resumable_folder(args.out, fingerprint((p, args.name, seed), *inputs)) as work:
+        keep = aside(work)
+        pool = pool_of(table, names, args.features, keep)
+        split = tasks, validation = draw_split(pool, wanted, held, keep)
+        shown = rows_of([*tasks, *validation])
+        files, shards = table["picture"].to_list(), table["shard"].to_list()
+        pictures = locate_pictures(args.shards, files, shards, shown, progress, keep)
         write_split(split, pool, pictures.read, work, progress)
     counts = {
         "tasks": len(tasks),

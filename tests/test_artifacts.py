@@ -16,6 +16,7 @@ from conftest import ROOT, run
 
 from pipeline import artifacts, stage
 from pipeline.artifacts import (
+    aside,
     check_usable,
     fingerprint,
     from_vectors,
@@ -89,6 +90,24 @@ def test_an_interrupted_folder_is_found_again_only_for_the_same_inputs(tmp_path)
     assert [p.name for p in out.iterdir()] == ["part"]
     source.write_text("other")
     assert fingerprint(1, source) != fingerprint(1, tmp_path / "out")
+
+
+def test_what_is_kept_aside_is_no_part_of_the_result(tmp_path):
+    out, made = tmp_path / "out", []
+
+    def make():
+        made.append(1)
+        return (np.arange(3),)
+
+    with pytest.raises(KeyboardInterrupt), resumable_folder(out, fingerprint(1)) as work:
+        aside(work)("numbers", make)
+        raise KeyboardInterrupt
+    assert artifacts.keeps_parts()
+    with resumable_folder(out, fingerprint(1)) as work:
+        (numbers,) = aside(work)("numbers", make)
+        (work / "part").write_text(str(numbers.sum()))
+    assert made == [1] and (out / "part").read_text() == "3"
+    assert [p.name for p in out.iterdir()] == ["part"]
 
 
 def test_what_a_part_is_made_with_is_its_identity(tmp_path, monkeypatch):

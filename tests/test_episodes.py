@@ -13,7 +13,7 @@ import pytest
 from tqdm import tqdm
 
 from pipeline.ahead import ahead
-from pipeline.artifacts import fingerprint, resumable_folder
+from pipeline.artifacts import Keep, fingerprint, made_anew, resumable_folder
 from pipeline.episodes import shards
 from pipeline.episodes.params import Episodes
 from pipeline.episodes.shards import read_episodes, write_shards
@@ -148,11 +148,10 @@ def whole_pool(pool):
     return Pool(topic, domain, [f"name {t}" for t in range(TOPICS)], keys, features)
 
 
-def split(pool, share=0.25, seed=3, tasks=60, ways=3, confusable=0.5):
+def split(pool, share=0.25, seed=3, tasks=60, ways=3, confusable=0.5, keep=made_anew):
     settings = Episodes(support="one_domain", tasks=tasks, confusable=confusable)
-    return draw_split(
-        whole_pool(pool), drawing_of(settings, ways, 4, 6, seed), HeldOut(share, 20, 1)
-    )
+    wanted = drawing_of(settings, ways, 4, 6, seed)
+    return draw_split(whole_pool(pool), wanted, HeldOut(share, 20, 1), keep)
 
 
 def topics_of(tasks):
@@ -185,6 +184,18 @@ def test_nothing_held_out_is_what_was_drawn_before(pool):
     settings = Episodes(support="one_domain", tasks=60, confusable=0.5)
     before = draw_from(whole_pool(pool), settings, ways=3, shots=4, queries=6, seed=3)
     assert [t.rows.tolist() for t in training] == [t.rows.tolist() for t in before]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_tasks_that_were_drawn_are_not_drawn_again(pool, tmp_path, monkeypatch, share):
+    before = split(pool, share, keep=Keep(tmp_path))
+    monkeypatch.setattr("pipeline.episodes.tasks.sample_tasks", None)
+    again = split(pool, share, keep=Keep(tmp_path))
+    for one, other in zip(before, again, strict=True):
+        assert [t.topics.tolist() for t in one] == [t.topics.tolist() for t in other]
+        for had, has in zip(one, other, strict=True):
+            assert np.array_equal(had.support, has.support) and had.support.shape == (3, 4)
+            assert np.array_equal(had.query, has.query) and has.query.shape == (3, 6)
 
 
 def test_too_few_topics_to_hold_some_out(pool):

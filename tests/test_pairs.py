@@ -175,6 +175,18 @@ def test_pictures_are_found_by_the_headers_alone(fetched):
     )
 
 
+def test_pictures_that_were_found_are_not_looked_for_again(fetched, tmp_path, monkeypatch):
+    keys, names = holding(range(44))
+    rows, keep = np.array([3, 39, 20, 43]), Keep(tmp_path)
+    found = locate_pictures(fetched[0] / "one", keys, names, rows, QUIET, keep)
+    (tmp_path / "places-2.npz").unlink()  # the last of three files
+    looked_into = []
+    opened = reading.tar_files
+    monkeypatch.setattr(reading, "tar_files", lambda p: looked_into.append(p.name) or opened(p))
+    again = locate_pictures(fetched[0] / "one", keys, names, rows, QUIET, keep)
+    assert looked_into == ["00002.tar"] and again.read(rows) == found.read(rows)
+
+
 def test_pictures_that_cannot_be_found(fetched, tmp_path):
     keys, names = holding(range(60))
     with pytest.raises(InputError, match="00002.tar: holds no picture 'k050.jpg'"):
@@ -212,6 +224,11 @@ def test_image_features_come_in_the_order_of_the_keys(tmp_path):
     assert found.dtype == np.float16 and np.array_equal(found, values[[7, 0, 4]])
     with pytest.raises(InputError, match="holds no features of pair 'k9'"):
         read_image_features(tmp_path, pl.Series(["k7", "k9"]))
+    read_image_features(tmp_path, pl.Series(["k7", "k0"]), Keep(tmp_path))
+    for shard in tmp_path.glob("*.parquet"):
+        shard.unlink()
+    kept = read_image_features(tmp_path, pl.Series(["k7", "k0"]), Keep(tmp_path))
+    assert np.array_equal(kept, values[[7, 0]])
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0])

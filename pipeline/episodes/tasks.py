@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import polars as pl
 
+from pipeline.artifacts import Arrays, Keep, made_anew
 from pipeline.episodes.params import Episodes
 from pipeline.errors import InputError
 
@@ -94,7 +95,10 @@ def draw_class(
         support = rng.choice(large[rng.integers(len(large))], shots, replace=False)
     else:
         support = rng.choice(np.concatenate(domains), shots, replace=False)
-    left = [rng.permutation(np.setdiff1d(d, support)).tolist() for d in domains]
+    left = [
+        rng.permutation(d[np.isin(d, support, assume_unique=True, invert=True)]).tolist()
+        for d in domains
+    ]
     query = []
     while len(query) < queries:
         filled = [d for d in left if d]
@@ -268,12 +272,33 @@ def held_out_topics(usable: Sequence[int], ways: int, held: HeldOut) -> list[int
     return sorted(rng.choice(np.array(sorted(usable)), count, replace=False).tolist())
 
 
-def draw_split(pool: Pool, wanted: Drawing, held: HeldOut) -> tuple[list[Task], list[Task]]:
+def draw_split(
+    pool: Pool, wanted: Drawing, held: HeldOut, keep: Keep = made_anew
+) -> tuple[list[Task], list[Task]]:
     """Training tasks, and validation tasks of the same kind from topics that no training task has;
-    none of these if nothing is held out.
+    none of these if nothing is held out. `keep` is given all of them.
 
     Raises InputError if there are fewer than `ways` topics with a name, or too few for both.
     """
+    parts = len(fields(Task))
+    drawn = keep("tasks", lambda: _arrays(*_draw_split(pool, wanted, held)))
+    training, validation = (
+        [Task(*rows) for rows in zip(*drawn[first : first + parts], strict=True)]
+        for first in (0, parts)
+    )
+    return training, validation
+
+
+def _arrays(*groups: list[Task]) -> Arrays:
+    """The parts of a task, each as one array for all tasks of a group, group after group."""
+    return tuple(
+        np.array([getattr(task, part.name) for task in tasks], np.int64)
+        for tasks in groups
+        for part in fields(Task)
+    )
+
+
+def _draw_split(pool: Pool, wanted: Drawing, held: HeldOut) -> tuple[list[Task], list[Task]]:
     named = sum(name is not None for name in pool.names)
     if named < wanted.ways:
         without = len(pool.names) - named

@@ -28,6 +28,8 @@ from pipeline.errors import InputError
 from pipeline.pairs.schemas import PAIRS, PICTURE, features_schema
 from pipeline.pairs.tars import read_at, tar_files
 
+PARTS = 20  # of the files in which pictures are looked for
+
 
 def read_pictures(shard: Path) -> Iterator[tuple[str, bytes]]:
     """(key, JPEG bytes) of one shard, in key order."""
@@ -79,13 +81,19 @@ class Located:
 
 
 def locate_pictures(
-    folder: Path, keys: Sequence[str], shards: Sequence[str | None], rows: np.ndarray, progress
+    folder: Path,
+    keys: Sequence[str],
+    shards: Sequence[str | None],
+    rows: np.ndarray,
+    progress,
+    keep: Keep = made_anew,
 ) -> Located:
     """Finds some of n pictures by the headers of the tar files alone.
 
     Args:
         keys, shards: (n,) the pictures, and the name of the file in `folder` that holds each.
         rows: which of them; the others' places stay −1.
+        keep: is given what each twentieth of the files holds.
 
     Raises:
         InputError naming the file if it is missing or incomplete, or lacks a picture.
@@ -98,14 +106,26 @@ def locate_pictures(
                 "that all files come from one run"
             )
         wanted.setdefault(shards[row], {})[f"{keys[row]}.jpg"] = row
-    names = sorted(wanted)
-    file, offset, size = (np.full(len(keys), -1, kind) for kind in (np.int32, np.int64, np.int64))
-    for number, name in enumerate(progress(names, "finding pictures")):
-        missing, path = wanted.pop(name), folder / name
+    names, places = sorted(wanted), np.full((3, len(keys)), -1)
+    parts = np.array_split(np.arange(len(names)), min(PARTS, len(names)) or 1)
+    for number, part in enumerate(progress(parts, "finding pictures")):
+        find = partial(_places, folder, {n: (names[n], wanted[names[n]]) for n in part.tolist()})
+        ((row, *place),) = keep(f"places-{number}", find)
+        places[:, row] = place
+    return Located([folder / name for name in names], *places)
+
+
+def _places(folder: Path, wanted: dict[int, tuple[str, dict[str, int]]]) -> tuple[np.ndarray]:
+    """(4, p) row, number of the file, offset and size of the members of some files; wanted: a
+    file's number → its name, and the row of each member.
+    """
+    found = []
+    for number, (name, members) in wanted.items():
+        missing, path = dict(members), folder / name
         try:
             for member, _ in tar_files(path):
                 if (row := missing.pop(member.name, None)) is not None:
-                    file[row], offset[row], size[row] = number, member.offset_data, member.size
+                    found.append((row, number, member.offset_data, member.size))
         except FileNotFoundError:
             raise InputError(f"{path}: missing; run `dvc repro` again") from None
         if missing:
@@ -113,7 +133,7 @@ def locate_pictures(
                 f"{path}: holds no picture '{next(iter(missing))}', which the index names; delete "
                 "the folder and run `dvc repro` again"
             )
-    return Located([folder / name for name in names], file, offset, size)
+    return (np.array(found, np.int64).reshape(-1, 4).T,)
 
 
 @dataclass(frozen=True)
@@ -184,12 +204,16 @@ def left_out(shard: Path) -> dict[str, list[str]]:
     }
 
 
-def read_image_features(folder: Path, keys: pl.Series) -> np.ndarray:
+def read_image_features(folder: Path, keys: pl.Series, keep: Keep = made_anew) -> np.ndarray:
     """(n, e) image features of the pairs `keys`, float16 as they are stored; beside them, one shard
-    at a time is in memory.
+    at a time is in memory. `keep` is given them, as in `read_features`.
 
     Raises InputError naming the key if a pair has none, or one that is zero or not finite.
     """
+    return keep("features", lambda: (_image_vectors(folder, keys),))[0]
+
+
+def _image_vectors(folder: Path, keys: pl.Series) -> np.ndarray:
     paths = shard_paths(folder)
     dim = vector_dim(paths[0], "image")
     found, missing = np.empty((len(keys), dim), np.float16), np.ones(len(keys), bool)
