@@ -44,7 +44,13 @@ from meta_step import PEAKS, random_backbone  # noqa: E402
 
 from pipeline.artifacts import write_json  # noqa: E402
 from pipeline.benchmarks.views import train_view  # noqa: E402
-from pipeline.clip.backbone import Backbone, image_features, load_backbone, open_picture  # noqa: E402
+from pipeline.clip.backbone import (  # noqa: E402
+    Backbone,
+    image_features,
+    load_backbone,
+    open_picture,
+    viewed,
+)
 from pipeline.episodes.shards import read_episodes  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
 from pipeline.gram.batch import Batch, load_batch  # noqa: E402
@@ -307,8 +313,12 @@ def pictures(bench: Bench) -> dict:
     ready = [backbone.test_view(open_picture(f)) for f in files]
     encoded = bench.rate(lambda: image_features(backbone, ready), count)
     found = {"encoding_alone": encoded}
-    for stage, view in (("features", backbone.test_view), ("benchmark", train_view(backbone))):
-        seen: Callable[[], Iterable] = lambda view=view: (view(open_picture(f)) for f in files)
+    augment = train_view(backbone)
+    ways: dict[str, Callable[[], Iterable]] = {
+        "features": lambda: viewed(backbone, open_picture, files),
+        "augmented": lambda: (augment(open_picture(f)) for f in files),
+    }
+    for stage, seen in ways.items():
         decoded = bench.rate(lambda seen=seen: list(seen()), count)
         whole = bench.rate(lambda seen=seen: image_features(backbone, seen()), count)
         limit = "decoding" if decoded < encoded else "encoding"

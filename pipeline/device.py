@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -67,6 +68,13 @@ def pictures_at_once(view: Tensor, target: torch.device, most: int) -> int:
     """
     fit = OF_A_THREAD * torch.get_num_threads() if target.type == "cpu" else OF_A_GPU
     return at_once(min(most, max(1, fit // (view.shape[-2] * view.shape[-1]))))
+
+
+def decoders() -> ThreadPoolExecutor:
+    """DECODE_THREADS (default: number of cores, 4 at most) threads that open and resize pictures;
+    more wait for one another, since a part of it keeps the interpreter's lock.
+    """
+    return ThreadPoolExecutor(workers("DECODE_THREADS", min(4, os.cpu_count() or 1)))
 
 
 FEWER_PICTURES = "set the environment variable PICTURES_AT_ONCE to fewer than {}"

@@ -24,7 +24,7 @@ from pipeline.errors import InputError, require
 Item = TypeVar("Item", int, str)
 
 ROOT = Path(__file__).resolve().parents[1]
-PASSED_ON = ("DETERMINISTIC", "DEVICE", "HF_HUB_OFFLINE", "PICTURES_AT_ONCE")
+PASSED_ON = ("DECODE_THREADS", "DETERMINISTIC", "DEVICE", "HF_HUB_OFFLINE", "PICTURES_AT_ONCE")
 
 
 def on_ray() -> bool:

@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 
 PROBES = 1000  # rows that the recall is measured on
 TRAINED = 32  # rows a cell that its centre is learned from
+ROUNDS = 4  # of k-means for cells in which copies lie: more find no more of them
 COMPONENTS = 128  # principal ones, of a few hundred dimensions
 BLOCK = 16_384  # rows at a time, where a copy of all is not wanted
 GROUPS = 8  # of cells, in which a row's own one is looked for
@@ -158,7 +159,7 @@ def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     narrow.train(sample)
     e = narrow.d_out
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(e), e, cells)
-    index.cp.seed, index.cp.min_points_per_centroid = seed, 1
+    index.cp.seed, index.cp.min_points_per_centroid, index.cp.niter = seed, 1, ROUNDS
     index.train(narrow.apply(sample))
     index = faiss.IndexIVFFlat(_found_by_groups(index.quantizer.reconstruct_n(0, cells)), e, cells)
     cell = np.empty(n, np.int64)
@@ -181,14 +182,14 @@ class CloseRows:
         the cells and which of them each row is in.
         """
         self.vectors = vectors
-        trained, cell = keep("cells", partial(_cells, vectors, seed))
+        trained, self.cell = keep("cells", partial(_cells, vectors, seed))
         # faiss declares no types of their parts
         self.whole = cast(Any, faiss.deserialize_index(trained))
         self.narrow = cast(Any, faiss.downcast_VectorTransform(self.whole.chain.at(0)))
         self.index = cast(Any, faiss.downcast_index(self.whole.index))
         for rows, part in _narrowed(vectors, self.narrow):
             self.index.add_core(
-                len(part), faiss.swig_ptr(part), None, faiss.swig_ptr(cell[rows]), None
+                len(part), faiss.swig_ptr(part), None, faiss.swig_ptr(self.cell[rows]), None
             )
         self.index.nprobe = 1
 

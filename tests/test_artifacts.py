@@ -32,6 +32,7 @@ from pipeline.artifacts import (
     shard_paths,
     to_vectors,
     usable,
+    write_parts,
     write_table,
 )
 from pipeline.errors import InputError
@@ -108,6 +109,22 @@ def test_what_is_kept_aside_is_no_part_of_the_result(tmp_path):
         (work / "part").write_text(str(numbers.sum()))
     assert made == [1] and (out / "part").read_text() == "3"
     assert [p.name for p in out.iterdir()] == ["part"]
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_vectors_are_written_without_a_dictionary(tmp_path, parts):
+    """A float16 among 65,536 makes Parquet begin one, which pays for words and not for these."""
+    vectors = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float16)
+    table = pa.table({"key": [str(i % 7) for i in range(500)], "image": to_vectors(vectors)})
+    path = tmp_path / "v.parquet"
+    if parts:
+        write_parts([table], path, table.schema)
+    else:
+        write_table(table, path, table.schema)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    assert "RLE_DICTIONARY" in group.column(0).encodings
+    assert "RLE_DICTIONARY" not in group.column(1).encodings
+    assert np.array_equal(from_vectors(read_table(path, table.schema)["image"]), vectors)
 
 
 def test_what_a_part_is_made_with_is_its_identity(tmp_path, monkeypatch):

@@ -6,13 +6,14 @@ import gc
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
 import pytest
 from tqdm import tqdm
 
-from pipeline.ahead import ahead
+from pipeline.ahead import ahead, each_ahead
 from pipeline.artifacts import Keep, fingerprint, made_anew, resumable_folder
 from pipeline.episodes import shards
 from pipeline.episodes.params import Episodes
@@ -365,6 +366,33 @@ def test_ahead_raises_in_the_item_s_place_and_ends_its_thread(written):
         for episode in ahead(failing(), 4):
             seen.append(episode.number)  # noqa: PERF401 — what was seen before it raised
     assert seen == list(range(7)) and threading.active_count() == before
+
+
+def test_each_ahead_works_at_several_and_keeps_order_and_bound():
+    together, asked = threading.Barrier(3, timeout=30), []
+
+    def make(item):
+        together.wait()  # passed only if three are made at once
+        return 2 * item
+
+    with ThreadPoolExecutor(3) as threads:
+        items = (asked.append(i) or i for i in range(12))
+        for place, made in enumerate(each_ahead(make, items, threads, 5)):
+            assert made == 2 * place and len(asked) <= place + 6
+        assert len(asked) == 12 and list(each_ahead(make, [], threads, 5)) == []
+
+
+def test_each_ahead_raises_in_the_item_s_place_and_takes_back_the_rest():
+    begun, seen = [], []
+
+    def make(item):
+        begun.append(item)
+        time.sleep(0.05)
+        return 12 // (3 - item)
+
+    with ThreadPoolExecutor(1) as thread, pytest.raises(ZeroDivisionError):
+        seen.extend(each_ahead(make, range(9), thread, 8))
+    assert seen == [4, 6, 12] and len(begun) <= 5
 
 
 def test_a_reader_that_stops_early_leaves_nothing_behind(written):

@@ -827,33 +827,62 @@ def test_cells_find_nearly_all_copies_and_nothing_else():
         assert share > recall - 0.04 and cells[0] <= index.index.nprobe <= cells[1]
 
 
-def test_a_search_for_copies_goes_on_at_its_next_part(tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", ["paired-7", "copies-7"])
+def test_a_search_for_copies_goes_on_at_its_next_part(tmp_path, monkeypatch, part):
     rng = np.random.default_rng(3)
     x = unit(rng.normal(size=(6000, 16)))
     x[3000:] = x[rng.integers(0, 3000, 3000)]
     settings_, keep = of(0.95, exact_up_to=100), Keep(tmp_path)
-    alone = near_duplicates(x, settings_)
+    searched, search = [], noise.CloseRows.range_search
+    measure = neighbours._enough
 
     def stopped(name, make):
-        if name == "copies-7":
+        if name == part:
             raise KeyboardInterrupt
         return keep(name, make)
 
-    with pytest.raises(KeyboardInterrupt):
-        near_duplicates(x, settings_, stopped)
-    searched, search = [], noise.CloseRows.range_search
+    def measured(*how):
+        found, _ = measure(*how), searched.clear()  # how many cells are enough is another question
+        return found
+
     monkeypatch.setattr(
         noise.CloseRows, "range_search", lambda *a: searched.append(len(a[1])) or search(*a)
     )
-    known = np.load(tmp_path / "copies-6.npz")["arr_0"]
+    monkeypatch.setattr(neighbours, "_enough", measured)
+    alone = near_duplicates(x, settings_)
+    whole = sum(searched)
+    with pytest.raises(KeyboardInterrupt):
+        near_duplicates(x, settings_, stopped)
+    assert alone.sum() >= 3000 and 0 < sum(searched) < whole
     for name in ("_cells", "_enough"):  # what is looked in, and into how much of it
         monkeypatch.setattr(neighbours, name, pytest.fail)
-    assert np.array_equal(near_duplicates(x, settings_, keep), alone) and alone.sum() >= 3000
-    begin = 11 * noise.COPY_ROWS  # 24 blocks in 20 parts: two each in the first four
-    assert sum(searched) <= (~known[begin:]).sum() < (~known).sum()
-    searched.clear()
+    assert np.array_equal(near_duplicates(x, settings_, keep), alone)
+    assert sum(searched) == whole
     near_duplicates(x, settings_, keep)
-    assert not searched
+    assert sum(searched) == whole
+
+
+def test_rows_without_copies_are_searched_once_and_copies_hardly(monkeypatch):
+    """Cell by cell, which is quick, and only what is near another once more in its own order."""
+    rng = np.random.default_rng(3)
+    x = unit(rng.normal(size=(6000, 16)))
+    x[rng.choice(6000, 600, replace=False)] = x[0]  # one picture, six hundred times
+    asked, search = [], noise.CloseRows.range_search
+    monkeypatch.setattr(
+        noise.CloseRows,
+        "range_search",
+        lambda self, *a: asked.append((self, a[0])) or search(self, *a),
+    )
+    monkeypatch.setattr(neighbours, "_enough", lambda *_: (np.array(2),))
+    repeated = near_duplicates(x, of(0.95, exact_up_to=100))
+    rows = np.concatenate([queries for _, queries in asked])
+    often = (rows == x[0]).all(axis=1)
+    assert repeated.sum() >= 599 and often.sum() <= 2 * noise.COPY_ROWS
+    assert 5399 <= len(rows) - often.sum() <= 5500
+    index = asked[0][0]
+    cell = {row.tobytes(): number for row, number in zip(x, index.cell, strict=True)}
+    came = np.array([cell[row.tobytes()] for row in rows[:5399]])
+    assert (np.diff(came) >= 0).all()
 
 
 def two_groups(wrong=0.2, n=4000):

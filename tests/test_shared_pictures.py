@@ -274,7 +274,7 @@ def test_a_placeholder_is_compared_with_its_copies_once(monkeypatch):
 
     class Counting:
         def __init__(self, index):
-            self.index = index
+            self.index, self.ntotal = index, index.ntotal
 
         def range_search(self, rows, least):
             found = self.index.range_search(rows, least)

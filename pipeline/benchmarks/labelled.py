@@ -25,7 +25,7 @@ from pipeline.artifacts import (
 )
 from pipeline.benchmarks.schemas import labelled_schema
 from pipeline.benchmarks.views import opened
-from pipeline.clip.backbone import Backbone, image_features
+from pipeline.clip.backbone import Backbone, image_features, viewed
 from pipeline.episodes.tasks import Pool, ReadPictures
 from pipeline.errors import InputError
 from pipeline.pictures import Pictures, check_classes, check_depths, class_name, same_words
@@ -158,8 +158,9 @@ def write_labelled(
         out = work / f"{number:05d}.parquet"
         if not out.exists():
             files = [pictures.read(key) for key in rows["key"]]
-            seen = (opened(pictures, *named) for named in zip(rows["key"], files, strict=True))
-            features = image_features(backbone, map(backbone.test_view, seen)).numpy()
+            named = zip(rows["key"], files, strict=True)
+            views = viewed(backbone, lambda picture: opened(pictures, *picture), named)
+            features = image_features(backbone, views).numpy()
             columns = [
                 *(rows[name].to_arrow() for name in ("key", "topic", "name", "domain")),
                 to_vectors(features),

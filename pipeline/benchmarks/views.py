@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import transforms
 
 from pipeline.artifacts import remembered
-from pipeline.clip.backbone import Backbone, image_features, open_picture
+from pipeline.clip.backbone import Backbone, image_features, open_picture, viewed
 from pipeline.errors import InputError
 from pipeline.pictures import Pictures
 
@@ -64,7 +64,7 @@ def encode_test(
     for start in range(0, len(files), PART):
         part = files[start : start + PART]
         label = f"test views from {start} of {len(files)}"
-        views = (backbone.test_view(opened(pictures, f)) for f in progress(part, label))
+        views = viewed(backbone, partial(opened, pictures), progress(part, label))
         parts += remembered(work / f"test-{start}.npz", partial(_encoded, backbone, views))
     return np.concatenate(parts)
 

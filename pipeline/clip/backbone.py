@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import open_clip
@@ -19,13 +19,14 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.ahead import ahead
+from pipeline.ahead import ahead, each_ahead
 from pipeline.artifacts import read_json
 from pipeline.clip.text import TextTower, text_tower
 from pipeline.clip.vision import VisionTower, vision_tower
 from pipeline.device import (
     FEWER_PICTURES,
     at_once,
+    decoders,
     device,
     pictures_at_once,
     sent,
@@ -34,6 +35,9 @@ from pipeline.device import (
 )
 from pipeline.errors import InputError
 from pipeline.upright import upright
+
+Item = TypeVar("Item")
+VIEWS_AHEAD = 64  # that wait for their batch: enough for any number of threads to be busy
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,17 @@ def side_read(folder: Path | str) -> int:
     config = read_json(Path(folder) / "open_clip_config.json")
     size = config["model_cfg"]["vision_cfg"].get("image_size", 224)  # open_clip's own default
     return min(size) if isinstance(size, list) else size
+
+
+def viewed(
+    backbone: Backbone, opened: Callable[[Item], Image.Image], items: Iterable[Item]
+) -> Iterator[Tensor]:
+    """(3, h, w) test view of the picture that is `opened` of every item, in order; made by
+    `decoders`.
+    """
+    view = lambda item: backbone.test_view(opened(item))
+    with decoders() as threads:
+        yield from each_ahead(view, items, threads, VIEWS_AHEAD)
 
 
 def _batches(views: Iterable[Tensor], size: int, where: torch.device) -> Iterator[Tensor]:

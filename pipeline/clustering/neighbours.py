@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from pynndescent import NNDescent
@@ -66,17 +66,22 @@ def neighbour_graph(
 
     Where the recall is short of `recall`, more neighbours are looked for than are asked for, by the
     factors of `WIDENED`; the nearest of them are kept. What stays short is warned of. `keep` is
-    given what each of these searches finds.
+    given what each of these searches finds, and its recall.
 
     Raises InputError if it stays more than `SHORT` below `recall`.
     """
     if len(vectors) <= exact_up_to:
         return _itself_first(*keep("neighbours", partial(_exact, vectors, count))), 1.0
-    rows, least = probes(vectors, count, seed)
+    probed = cache(partial(probes, vectors, count, seed))  # made when it is needed
+
+    def search(wider: float) -> Arrays:
+        found, distance = _descent(vectors, count, wider, seed)
+        rows, least = probed()
+        return found, distance, np.array(share_found(vectors, rows, found[rows], least))
+
     for wider in progress(iter(WIDENED), "neighbours"):  # no total: the first may do
-        search = partial(_descent, vectors, count, wider, seed)
-        found, distance = keep(f"neighbours-{wider}", search)
-        reached = share_found(vectors, rows, found[rows], least)
+        found, distance, of_true = keep(f"neighbours-{wider}", partial(search, wider))
+        reached = float(of_true)
         if reached >= recall:
             break
     if reached < recall:

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # hdbscan announces its own deprecations at import
     import hdbscan
 
+from pipeline.apart import apart
 from pipeline.artifacts import Keep, made_anew
 from pipeline.clustering.layout import PARTS, reduce, spread
 from pipeline.clustering.neighbours import Graph, neighbour_graph
@@ -42,6 +43,7 @@ FOLLOWING = 20  # parts of the rows that follow a sample
 # of the similarity to the nearest row of the sample. What resembles nothing has many rows at nearly
 # the same distance, and finding the nearest of them takes a hundred times as long as all the rest
 AS_NEAR = 0.02
+FOR_A_MINUTE = 100_000  # points: HDBSCAN takes about half a second for a thousand
 JOINED = 8_192  # outliers that are compared with all topics at once
 
 
@@ -159,7 +161,9 @@ def group(
     with progress(None, "layout", total=PARTS) as bar:
         (reduced,) = keep("reduced", lambda: (reduce(vectors, graph, *how, keep, bar.update),))
     with progress(None, "clusters", total=1):
-        topic, strength, validity = keep("clusters", partial(by_density, reduced, weight, settings))
+        find = partial(by_density, reduced, weight, settings)
+        find = partial(apart, find) if len(reduced) > FOR_A_MINUTE else find
+        topic, strength, validity = keep("clusters", find)
     return Grouped(reduced, topic, strength, float(validity))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,10 @@ import torch
 
 from pipeline.ahead import ahead
 from pipeline.clip.backbone import open_picture
-from pipeline.device import sent, waiting
+from pipeline.device import decoders, sent, waiting
 from pipeline.episodes.shards import Episode, count_episodes, read_episodes
 from pipeline.errors import InputError
 from pipeline.prompts.base import PromptMethod
-from pipeline.stage import workers
 
 AHEAD = 2  # batches that are read and decoded while one is used
 
@@ -103,12 +101,12 @@ def read_ahead(
     """The shares of every batch with what is `shown` of them, read and decoded while an earlier
     batch is used.
 
-    DECODE_THREADS (default: number of cores) decode pictures; one more reads.
+    `decoders` decode pictures; one thread more reads.
     """
-    with ThreadPoolExecutor(workers("DECODE_THREADS")) as decoders:
+    with decoders() as threads:
         yield from ahead(
             (
-                [(share, shown(method, share, decoders.map)) for share in shares(batch)]
+                [(share, shown(method, share, threads.map)) for share in shares(batch)]
                 for batch in tasks
             ),
             AHEAD,

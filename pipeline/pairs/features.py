@@ -26,6 +26,7 @@ from pipeline.clip.backbone import (
     load_backbone,
     open_picture,
     text_features,
+    viewed,
 )
 from pipeline.engine import mapped
 from pipeline.errors import InputError
@@ -42,13 +43,14 @@ def _extractor(
         rows = pairs[shard]
         wanted, there = set(rows["picture"]), []
 
-        def views():
+        def pictures():
             for key, content in read_pictures(shards / shard):
                 if key in wanted:
                     there.append(key)
-                    yield model.test_view(open_picture(content))
+                    yield content
 
-        found = image_features(model, views()).numpy()
+        views = viewed(model, open_picture, pictures())
+        found = image_features(model, views).numpy()
         place = {key: row for row, key in enumerate(there)}
         if missing := wanted - place.keys():
             raise InputError(

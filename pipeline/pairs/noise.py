@@ -31,6 +31,8 @@ COPY_ROWS = 256  # of which all copies are in memory at once
 USED = ("key", "caption", "status", "width", "height", "sha256")
 # Reasons of pairs that the score let pass, and that of those that it did not.
 SCORED = ("", "mismatch", "same file", "near duplicate")
+# (m,) rows → (m + 1,) where what is near each begins, and (p,) rows that are near
+Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def _searcher(image: np.ndarray, text: np.ndarray, count: int) -> Callable[[int], pa.Table]:
@@ -145,31 +147,75 @@ def near_duplicates(image: np.ndarray, settings: Filter, keep: Keep = made_anew)
     """(n,) True where an earlier row that stays shows (almost) the same picture; the first of each
     group stays.
 
-    Beyond `exact_up_to` rows, only as many cells are searched as find `recall` of the copies. Rows
-    are searched in blocks, and copies that are known by then not at all, so that a picture that is
-    there thousands of times is compared with all of them once. What is known after each of `PARTS`
-    is given to `keep`, and so is what the cells are made of.
+    Beyond `exact_up_to` rows, only as many cells are searched as find `recall` of the copies.
+    `keep` is given what is known after each of `PARTS`, and what the cells are made of.
     """
     repeated = np.zeros(len(image), bool)
-    least = settings.duplicate_similarity
-    if least > 1 or not len(image):
+    if settings.duplicate_similarity > 1 or not len(image):
         return repeated
     index = cache(partial(_index_of, image, settings, keep))  # made when it is needed
 
-    def search(repeated: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray]:
-        for start in starts:
-            rows = start + np.flatnonzero(~repeated[start : start + COPY_ROWS])
-            limits, _, found = index().range_search(image[rows].astype(np.float32), least)
-            for place, row in enumerate(rows):
-                if not repeated[row]:
-                    near = found[limits[place] : limits[place + 1]]
-                    repeated[near[near > row]] = True
-        return (repeated,)
+    def search(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        queries = image[rows].astype(np.float32)
+        limits, _, found = index().range_search(queries, settings.duplicate_similarity)
+        return limits.astype(np.int64), found.astype(np.int64)  # faiss's empty ones are floats
 
+    paired = _paired(len(image), search, lambda: _by_cell(index()), keep)
     parts = np.array_split(np.arange(0, len(image), COPY_ROWS), PARTS)
     for number, starts in enumerate(progress(parts, "copies")):
-        (repeated,) = keep(f"copies-{number}", partial(search, repeated, starts))
+        (repeated,) = keep(f"copies-{number}", partial(_repeat, repeated, starts, paired, search))
     return repeated
+
+
+def _by_cell(index: faiss.Index | CloseRows) -> np.ndarray:
+    """All rows, those of a cell together: what they are compared with is then in the cache, where
+    in their own order each comes to another cell, which at a million rows is most of the time.
+    """
+    if isinstance(index, CloseRows):
+        return np.argsort(index.cell, kind="stable")
+    return np.arange(index.ntotal)
+
+
+def _paired(n: int, search: Search, order: Callable[[], np.ndarray], keep: Keep) -> np.ndarray:
+    """(n,) True for every row that is near another; for a few others, too, where the cells find it
+    from the other's side alone.
+
+    What an earlier one of the `order` has found is not searched, so that a picture that is there
+    thousands of times is compared with all of them a few times.
+    """
+    paired = np.zeros(n, bool)
+
+    def find(paired: np.ndarray, part: int) -> tuple[np.ndarray]:
+        rows = np.array_split(order(), PARTS)[part]
+        for start in range(0, len(rows), COPY_ROWS):
+            block = rows[start : start + COPY_ROWS]
+            block = block[~paired[block]]
+            limits, found = search(block)
+            of = np.repeat(block, np.diff(limits))
+            other = of != found
+            paired[of[other]] = paired[found[other]] = True
+        return (paired,)
+
+    for part in progress(range(PARTS), "pictures like others"):
+        (paired,) = keep(f"paired-{part}", partial(find, paired, part))
+    return paired
+
+
+def _repeat(
+    repeated: np.ndarray, starts: np.ndarray, paired: np.ndarray, search: Search
+) -> tuple[np.ndarray]:
+    """`repeated` with what the `paired` rows of some blocks repeat. Copies that are known by then
+    are not searched.
+    """
+    for start in starts:
+        block = slice(start, start + COPY_ROWS)
+        rows = start + np.flatnonzero(paired[block] & ~repeated[block])
+        limits, found = search(rows)
+        for place, row in enumerate(rows):
+            if not repeated[row]:
+                near = found[limits[place] : limits[place + 1]]
+                repeated[near[near > row]] = True
+    return (repeated,)
 
 
 def copies(
