@@ -229,6 +229,7 @@ def test_rooms_point_one_way():
     order = [
         "errors",
         "ahead",
+        "apart",
         "pictures",
         "upright",
         "code",
