@@ -37,6 +37,7 @@ def apart(work: Callable[[], Result]) -> Result:
 
     Raises what `work` raises, and InputError if its process is killed.
     """
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (os.getpid(),))
     try:
         return pool.submit(work).result()
@@ -47,5 +48,6 @@ def apart(work: Callable[[], Result]) -> Result:
         ) from None
     finally:
         for process in multiprocessing.active_children():
-            process.kill()
+            if process not in others:
+                process.kill()
         pool.shutdown()

@@ -19,6 +19,8 @@ TRAINED = 32  # rows a cell that its centre is learned from
 ROUNDS = 4  # of k-means for cells in which copies lie: more find no more of them
 COMPONENTS = 128  # principal ones, of a few hundred dimensions
 BLOCK = 16_384  # rows at a time, where a copy of all is not wanted
+LOOKED_AT = 50  # times as many rows: of which those with copies are sought
+MANY_CELLS = 32  # hold nearly all copies
 GROUPS = 8  # of cells, in which a row's own one is looked for
 SLACK = 1e-3  # of a squared distance of float32 numbers
 TIE = 1e-6  # similarities that differ by less are equal: float32 sums of a few hundred products
@@ -148,9 +150,7 @@ def _found_by_groups(centres: np.ndarray) -> faiss.Index:
 
 
 def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """An index that was trained, without rows, as faiss serialises it, and (n,) the cell of each of
-    (n, d) rows.
-    """
+    """An index of (n, d) rows, as faiss serialises it, and (n,) the cell of each."""
     n, d = vectors.shape
     cells = min(int(4 * n**0.5), n)
     rng = np.random.default_rng(seed)
@@ -165,6 +165,7 @@ def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     cell = np.empty(n, np.int64)
     for rows, part in _narrowed(vectors, narrow):
         cell[rows] = index.quantizer.search(part, 1)[1].ravel()
+        index.add_core(len(part), faiss.swig_ptr(part), None, faiss.swig_ptr(cell[rows]), None)
     return faiss.serialize_index(faiss.IndexPreTransform(narrow, index)), cell
 
 
@@ -182,15 +183,11 @@ class CloseRows:
         the cells and which of them each row is in.
         """
         self.vectors = vectors
-        trained, self.cell = keep("cells", partial(_cells, vectors, seed))
+        serialised, self.cell = keep("cells", partial(_cells, vectors, seed))
         # faiss declares no types of their parts
-        self.whole = cast(Any, faiss.deserialize_index(trained))
+        self.whole = cast(Any, faiss.deserialize_index(serialised))
         self.narrow = cast(Any, faiss.downcast_VectorTransform(self.whole.chain.at(0)))
         self.index = cast(Any, faiss.downcast_index(self.whole.index))
-        for rows, part in _narrowed(vectors, self.narrow):
-            self.index.add_core(
-                len(part), faiss.swig_ptr(part), None, faiss.swig_ptr(self.cell[rows]), None
-            )
         self.index.nprobe = 1
 
     def range_search(
@@ -226,17 +223,32 @@ def close_rows(
 
 
 def _enough(index: CloseRows, least: float, recall: float, seed: int) -> tuple[np.ndarray]:
-    vectors = index.vectors
-    rows = np.random.default_rng(seed).choice(len(vectors), min(PROBES, len(vectors)), False)
-    queries = vectors[rows].astype(np.float32)
-    true = np.zeros(len(rows), np.int64)
+    queries = _with_copies(index, least, seed)
+    vectors, true = index.vectors, np.zeros(len(queries), np.int64)
     for start in range(0, len(vectors), BLOCK):
         true += (queries @ vectors[start : start + BLOCK].astype(np.float32).T > least).sum(axis=1)
-    several = true > 1
-    while several.any() and index.index.nprobe < index.index.nlist:
-        limits, _, _ = index.range_search(queries[several], least)
-        found = np.diff(limits)
-        if np.mean((found - 1) / (true[several] - 1)) >= recall:
+    index.index.nprobe = 1
+    while len(queries) and index.index.nprobe < index.index.nlist:
+        limits, _, _ = index.range_search(queries, least)
+        if np.mean((np.diff(limits) - 1) / (true - 1)) >= recall:
             break
         index.index.nprobe += index.index.nprobe // 4 + 1
     return (np.array(index.index.nprobe),)
+
+
+def _with_copies(index: CloseRows, least: float, seed: int) -> np.ndarray:
+    """(p, d) float32 rows, `PROBES` at most, that have others as near as `least`, so far as a look
+    into many cells for a sample shows: few rows have any, and a recall over a handful of them says
+    little.
+    """
+    vectors, found = index.vectors, []
+    many = min(len(vectors), LOOKED_AT * PROBES)
+    rows = np.random.default_rng(seed).choice(len(vectors), many, replace=False)
+    index.index.nprobe = min(MANY_CELLS, index.index.nlist)
+    for start in range(0, many, PROBES):
+        block = vectors[rows[start : start + PROBES]].astype(np.float32)
+        limits, _, _ = index.range_search(block, least)
+        found.append(block[np.diff(limits) > 1])
+        if sum(map(len, found)) >= PROBES:
+            break
+    return np.concatenate(found)[:PROBES]

@@ -62,6 +62,7 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 sys.path[0] = str(ROOT)
+sys.path.append(str(ROOT / "stages"))  # last: a process that a stage starts imports its script anew
 wrong = problem(tuple(sys.version_info), missing(NEEDED))
 if wrong:
     sys.exit("%s: error: %s" % (Path(sys.argv[0]).stem, wrong))  # noqa: UP031

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def test_what_it_raises_is_raised_here():
 
 
 SCRIPT = """
-import sys
+import _repository
 from functools import partial
 from pipeline.apart import apart
 from pipeline.stage import run
@@ -95,7 +96,9 @@ def held(child):
     ],
 )
 def test_a_stage_ends_at_once_and_nothing_goes_on(tmp_path, how, code):
-    (script := tmp_path / "long.py").write_text(SCRIPT)
+    (script := tmp_path / "stages" / "long.py").parent.mkdir()
+    script.write_text(SCRIPT)
+    shutil.copy(ROOT / "stages" / "_repository.py", script.parent)
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     stage_process = subprocess.Popen(
         [sys.executable, script], env={**os.environ, "PYTHONPATH": path}

@@ -160,7 +160,8 @@ def near_duplicates(image: np.ndarray, settings: Filter, keep: Keep = made_anew)
         limits, _, found = index().range_search(queries, settings.duplicate_similarity)
         return limits.astype(np.int64), found.astype(np.int64)  # faiss's empty ones are floats
 
-    paired = _paired(len(image), search, lambda: _by_cell(index()), keep)
+    order = cache(lambda: _by_cell(index()))
+    paired = _paired(len(image), search, order, keep)
     parts = np.array_split(np.arange(0, len(image), COPY_ROWS), PARTS)
     for number, starts in enumerate(progress(parts, "copies")):
         (repeated,) = keep(f"copies-{number}", partial(_repeat, repeated, starts, paired, search))
