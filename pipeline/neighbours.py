@@ -150,7 +150,9 @@ def _found_by_groups(centres: np.ndarray) -> faiss.Index:
 
 
 def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """An index of (n, d) rows, as faiss serialises it, and (n,) the cell of each."""
+    """An index that was trained, without rows, as faiss serialises it, and (n,) the cell of each of
+    (n, d) rows.
+    """
     n, d = vectors.shape
     cells = min(int(4 * n**0.5), n)
     rng = np.random.default_rng(seed)
@@ -165,7 +167,6 @@ def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     cell = np.empty(n, np.int64)
     for rows, part in _narrowed(vectors, narrow):
         cell[rows] = index.quantizer.search(part, 1)[1].ravel()
-        index.add_core(len(part), faiss.swig_ptr(part), None, faiss.swig_ptr(cell[rows]), None)
     return faiss.serialize_index(faiss.IndexPreTransform(narrow, index)), cell
 
 
@@ -183,11 +184,15 @@ class CloseRows:
         the cells and which of them each row is in.
         """
         self.vectors = vectors
-        serialised, self.cell = keep("cells", partial(_cells, vectors, seed))
+        trained, self.cell = keep("cells", partial(_cells, vectors, seed))
         # faiss declares no types of their parts
-        self.whole = cast(Any, faiss.deserialize_index(serialised))
+        self.whole = cast(Any, faiss.deserialize_index(trained))
         self.narrow = cast(Any, faiss.downcast_VectorTransform(self.whole.chain.at(0)))
         self.index = cast(Any, faiss.downcast_index(self.whole.index))
+        for rows, part in _narrowed(vectors, self.narrow):
+            self.index.add_core(
+                len(part), faiss.swig_ptr(part), None, faiss.swig_ptr(self.cell[rows]), None
+            )
         self.index.nprobe = 1
 
     def range_search(
@@ -239,11 +244,12 @@ def _enough(index: CloseRows, least: float, recall: float, seed: int) -> tuple[n
 def _with_copies(index: CloseRows, least: float, seed: int) -> np.ndarray:
     """(p, d) float32 rows, `PROBES` at most, that have others as near as `least`, so far as a look
     into many cells for a sample shows: few rows have any, and a recall over a handful of them says
-    little.
+    little. The sample is not the one that the cells were learned from, which lies nearer to their
+    centres than others do.
     """
     vectors, found = index.vectors, []
     many = min(len(vectors), LOOKED_AT * PROBES)
-    rows = np.random.default_rng(seed).choice(len(vectors), many, replace=False)
+    rows = np.random.default_rng((seed, 1)).choice(len(vectors), many, replace=False)
     index.index.nprobe = min(MANY_CELLS, index.index.nlist)
     for start in range(0, many, PROBES):
         block = vectors[rows[start : start + PROBES]].astype(np.float32)
