@@ -149,10 +149,8 @@ def _found_by_groups(centres: np.ndarray) -> faiss.Index:
     return found
 
 
-def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """An index that was trained, without rows, as faiss serialises it, and (n,) the cell of each of
-    (n, d) rows.
-    """
+def _trained(vectors: np.ndarray, seed: int) -> tuple[np.ndarray]:
+    """An index for (n, d) rows that was trained, without rows, as faiss serialises it."""
     n, d = vectors.shape
     cells = min(int(4 * n**0.5), n)
     rng = np.random.default_rng(seed)
@@ -164,10 +162,7 @@ def _cells(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     index.cp.seed, index.cp.min_points_per_centroid, index.cp.niter = seed, 1, ROUNDS
     index.train(narrow.apply(sample))
     index = faiss.IndexIVFFlat(_found_by_groups(index.quantizer.reconstruct_n(0, cells)), e, cells)
-    cell = np.empty(n, np.int64)
-    for rows, part in _narrowed(vectors, narrow):
-        cell[rows] = index.quantizer.search(part, 1)[1].ravel()
-    return faiss.serialize_index(faiss.IndexPreTransform(narrow, index)), cell
+    return (faiss.serialize_index(faiss.IndexPreTransform(narrow, index)),)
 
 
 class CloseRows:
@@ -181,19 +176,27 @@ class CloseRows:
 
     def __init__(self, vectors: np.ndarray, seed: int, keep: Keep = made_anew) -> None:
         """vectors: float16 or float32; they are kept, and not copied as a whole. `keep` is given
-        the cells and which of them each row is in.
+        the cells, and which of them each row is in.
         """
         self.vectors = vectors
-        trained, self.cell = keep("cells", partial(_cells, vectors, seed))
+        (trained,) = keep("cells", partial(_trained, vectors, seed))
         # faiss declares no types of their parts
         self.whole = cast(Any, faiss.deserialize_index(trained))
         self.narrow = cast(Any, faiss.downcast_VectorTransform(self.whole.chain.at(0)))
         self.index = cast(Any, faiss.downcast_index(self.whole.index))
+        (self.cell,) = keep("cell-of-each", self._placed)
         for rows, part in _narrowed(vectors, self.narrow):
             self.index.add_core(
                 len(part), faiss.swig_ptr(part), None, faiss.swig_ptr(self.cell[rows]), None
             )
         self.index.nprobe = 1
+
+    def _placed(self) -> tuple[np.ndarray]:
+        """(n,) the cell of each row."""
+        cell = np.empty(len(self.vectors), np.int64)
+        for rows, part in _narrowed(self.vectors, self.narrow):
+            cell[rows] = self.index.quantizer.search(part, 1)[1].ravel()
+        return (cell,)
 
     def range_search(
         self, rows: np.ndarray, least: float
@@ -222,16 +225,25 @@ def close_rows(
     a sample of rows that have any such beside themselves. `keep` is given how many these are, too.
     """
     index = CloseRows(vectors, seed, keep)
-    (looked,) = keep("looked", partial(_enough, index, least, recall, seed))
+    (queries,) = keep("with-copies", lambda: (_with_copies(index, least, seed),))
+    (true,) = keep("their-copies", lambda: (_counted(vectors, queries, least),))
+    (looked,) = keep("looked", partial(_enough, index, queries, true, least, recall))
     index.index.nprobe = int(looked)
     return index
 
 
-def _enough(index: CloseRows, least: float, recall: float, seed: int) -> tuple[np.ndarray]:
-    queries = _with_copies(index, least, seed)
-    vectors, true = index.vectors, np.zeros(len(queries), np.int64)
+def _counted(vectors: np.ndarray, queries: np.ndarray, least: float) -> np.ndarray:
+    """(p,) how many of all rows are as near as `least` to each of (p, d) queries."""
+    found = np.zeros(len(queries), np.int64)
     for start in range(0, len(vectors), BLOCK):
-        true += (queries @ vectors[start : start + BLOCK].astype(np.float32).T > least).sum(axis=1)
+        near = queries @ vectors[start : start + BLOCK].astype(np.float32).T > least
+        found += near.sum(axis=1)
+    return found
+
+
+def _enough(
+    index: CloseRows, queries: np.ndarray, true: np.ndarray, least: float, recall: float
+) -> tuple[np.ndarray]:
     index.index.nprobe = 1
     while len(queries) and index.index.nprobe < index.index.nlist:
         limits, _, _ = index.range_search(queries, least)

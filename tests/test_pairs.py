@@ -854,7 +854,8 @@ def test_a_search_for_copies_goes_on_at_its_next_part(tmp_path, monkeypatch, par
     with pytest.raises(KeyboardInterrupt):
         near_duplicates(x, settings_, stopped)
     assert alone.sum() >= 3000 and 0 < sum(searched) < whole
-    for name in ("_cells", "_enough"):  # what is looked in, and into how much of it
+    # what is looked in, and into how much of it
+    for name in ("_trained", "_with_copies", "_counted", "_enough"):
         monkeypatch.setattr(neighbours, name, pytest.fail)
     assert np.array_equal(near_duplicates(x, settings_, keep), alone)
     assert sum(searched) == whole
@@ -873,6 +874,7 @@ def test_rows_without_copies_are_searched_once_and_copies_hardly(monkeypatch):
         "range_search",
         lambda self, *a: asked.append((self, a[0])) or search(self, *a),
     )
+    monkeypatch.setattr(neighbours, "_with_copies", lambda *_: np.zeros((0, 16), np.float32))
     monkeypatch.setattr(neighbours, "_enough", lambda *_: (np.array(2),))
     repeated = near_duplicates(x, of(0.95, exact_up_to=100))
     rows = np.concatenate([queries for _, queries in asked])
