@@ -425,10 +425,11 @@ def copies_beside_exact(share: float, out: Path, seed: int) -> dict[str, float]:
     passed = reasons.is_in(["", "same file", "near duplicate"]).to_numpy()
     image = read_features(out / "features", texts=False).image[passed]
     count = round(share * len(image))
-    rows = np.sort(np.random.default_rng(seed).choice(len(image), count, replace=False))
-    queries, began = image[rows].astype(np.float32), time.process_time()
+    rows, began = np.random.default_rng(seed).choice(len(image), count, False), time.process_time()
     index = close_rows(image, least, recall, 0)
+    rows = rows[np.argsort(index.cell[rows], kind="stable")]  # cell by cell, as the filter does
     made = time.process_time() - began
+    queries = image[rows].astype(np.float32)
 
     def in_cells(block: np.ndarray) -> np.ndarray:
         limits, _, near = index.range_search(block, least)
