@@ -827,6 +827,22 @@ def test_cells_find_nearly_all_copies_and_nothing_else():
         assert share > recall - 0.04 and cells[0] <= index.index.nprobe <= cells[1]
 
 
+def test_the_recall_is_that_of_rows_that_no_cell_was_learned_from(monkeypatch):
+    """Of two samples with one seed, numpy may give the smaller one's rows to the larger, too: their
+    copies are found in the nearest cell, others' are not.
+    """
+    monkeypatch.setattr(neighbours, "TRAINED", 2)
+    monkeypatch.setattr(neighbours, "LOOKED_AT", 1)
+    rng = np.random.default_rng(1)
+    x = unit(rng.normal(size=(12_000, 24)))
+    x[6000:] = unit(x[:6000] + 0.05 * rng.normal(size=(6000, 24)))
+    x = x[rng.permutation(12_000)].astype(np.float32)
+    index = close_rows(x, 0.9, 0.85, seed=0)
+    limits, _, _ = index.range_search(x, 0.9)
+    true = sum((x @ part.T > 0.9).sum() for part in np.split(x, 6))
+    assert (limits[-1] - 12_000) / (true - 12_000) > 0.85 - 0.05
+
+
 @pytest.mark.parametrize("part", ["paired-7", "copies-7"])
 def test_a_search_for_copies_goes_on_at_its_next_part(tmp_path, monkeypatch, part):
     rng = np.random.default_rng(3)
