@@ -222,7 +222,8 @@ def close_rows(
     vectors: np.ndarray, least: float, recall: float, seed: int, keep: Keep = made_anew
 ) -> CloseRows:
     """Looks into as few cells as find `recall` of what is above `least`, by the mean over those of
-    a sample of rows that have any such beside themselves. `keep` is given how many these are, too.
+    a sample of rows that have any such beside themselves. `keep` is given this sample, how many
+    each of it has, and the number of cells, too.
     """
     index = CloseRows(vectors, seed, keep)
     (queries,) = keep("with-copies", lambda: (_with_copies(index, least, seed),))
@@ -244,7 +245,8 @@ def _counted(vectors: np.ndarray, queries: np.ndarray, least: float) -> np.ndarr
 def _enough(
     index: CloseRows, queries: np.ndarray, true: np.ndarray, least: float, recall: float
 ) -> tuple[np.ndarray]:
-    index.index.nprobe = 1
+    """The number of cells that find the share `recall` of the `true` rows near each query."""
+    index.index.nprobe = 1  # the queries were found in many
     while len(queries) and index.index.nprobe < index.index.nlist:
         limits, _, _ = index.range_search(queries, least)
         if np.mean((np.diff(limits) - 1) / (true - 1)) >= recall:
