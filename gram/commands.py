@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,13 +22,15 @@ from gram.looking import opened
 from gram.methods import titled
 from gram.model_folder import check_target, read_config
 from gram.trust import calibration_error, sets, share_interval
+from pipeline.artifacts import replacing
 from pipeline.errors import InputError
-from pipeline.pictures import Pictures
+from pipeline.pictures import Pictures, folder_name
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 UNSURE = "unsure"
+MOST_NAMES = 100  # that a copy tries before it gives up
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def adapt_folder(
     settings: PromptClassifier, folder: Path, out: Path, minutes: float, say: Say
 ) -> dict[str, Any]:
     """Learns from a folder and writes the model; everything is checked before it begins."""
-    check_target(out)
+    check_target(out, folder)
     collection = read_collection(folder)
     for note in collection.notes:
         say(f"note: {note}")
@@ -183,7 +186,7 @@ def predict_pictures(
         for i, file in enumerate(kept)
     ]
     if asked.copy_to is not None:
-        _copy(rows, asked.copy_to)
+        unreadable += _copy(rows, asked.copy_to)
     return rows, unreadable
 
 
@@ -203,21 +206,38 @@ def _row(
     return row
 
 
-def folder_name(label: str) -> str:
-    """A class's folder: nothing in a name leads out of the folder that it stands in."""
-    return "".join("_" if c in "/\\:\0" else c for c in label).lstrip(".") or "_"
+def _target(source: Path, where: Path) -> Path:
+    """A name in a folder that is free, or has the picture already."""
+    content = source.read_bytes()
+    mark = hashlib.sha256(content).hexdigest()[:8]
+    names = [source.name, f"{source.stem}-{mark}{source.suffix}"]
+    names += [f"{source.stem}-{mark}-{number}{source.suffix}" for number in range(2, MOST_NAMES)]
+    for target in (where / name for name in names):
+        if not os.path.lexists(target) or (target.is_file() and target.read_bytes() == content):
+            return target
+    raise InputError(f"{where / source.name}: is there already, as {MOST_NAMES} other files")
 
 
-def _copy(rows: list[dict[str, Any]], into: Path) -> None:
+def _copy(rows: list[dict[str, Any]], into: Path) -> list[str]:
+    """Copies every picture into its class's folder; nothing that is there is overwritten.
+
+    Returns:
+        What could not be copied, and why.
+    """
+    failed = []
     for row in rows:
         source = Path(row["path"])
-        where = into / (f"_{UNSURE}" if row.get(UNSURE) else folder_name(row["label"]))
-        where.mkdir(parents=True, exist_ok=True)
-        target = where / source.name
-        if target.exists() and target.read_bytes() != source.read_bytes():
-            mark = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
-            target = where / f"{source.stem}-{mark}{source.suffix}"
-        shutil.copyfile(source, target)
+        try:
+            where = into / (f"_{UNSURE}" if row.get(UNSURE) else folder_name(row["label"]))
+            where.mkdir(parents=True, exist_ok=True)
+            target = _target(source, where)
+            if not target.exists():
+                with replacing(target) as temporary:
+                    shutil.copyfile(source, temporary)
+        except (OSError, InputError) as error:
+            reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
+            failed.append(f"{source} was not copied to {into} ({reason})")
+    return failed
 
 
 def evaluate_folder(folder: Path, backbone: str | None, pictures: Path) -> dict[str, Any]:
@@ -264,4 +284,5 @@ def describe(folder: Path) -> dict[str, Any]:
     """What config.json says, without the lists of files."""
     config = read_config(folder)
     data = {k: v for k, v in config["data"].items() if k not in ("files", "labels")}
+    config.pop("files", None)
     return config | {"data": data}

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "gram-classifier", 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TOKENS = "tokens/"
+# What a folder may hold whose config.json does not list its files yet.
+OF_VERSION_1 = (WEIGHTS, "heldout.csv", "report.html", "README.md")
 AGAIN = "adapt again, or take the whole folder from where it came"
 # What loading needs of config.json.
 KEYS: dict[str, type | tuple[type, ...]] = {
@@ -134,18 +137,72 @@ def held_out_table(model: PromptClassifier) -> pl.DataFrame:
     )
 
 
-def check_target(folder: Path) -> None:
-    """Raises InputError if something else than a classifier lies where one is to be written, or
-    nothing can be written there.
+def _refused(folder: Path, why: str) -> InputError:
+    return InputError(f"{folder}: {why}; choose another name for the model folder")
+
+
+def _foreign(folder: Path) -> str | None:
+    """Why a folder is not replaced: it holds what `gram adapt` did not write; None if it may be."""
+    there = sorted(path.name for path in folder.iterdir())
+    if not there:
+        return None
+    try:
+        config = read_config(folder)
+    except InputError:
+        return "is there already, and is no classifier"
+    written = config.get("files")
+    if not isinstance(written, dict):
+        return "holds a classifier of an earlier version, which did not note its files"
+    for name in there:
+        path = folder / name
+        if name == CONFIG:
+            continue
+        if name not in written or path.is_symlink() or not path.is_file():
+            return f"holds '{name}', which `gram adapt` did not write"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != written[name]:
+            return f"holds '{name}', which was changed since `gram adapt` wrote it"
+    return None
+
+
+def check_target(folder: Path, source: Path | str | None = None) -> None:
+    """Checks that a model folder can be written at `folder`, and that nothing is lost by it.
+
+    Args:
+        source: what the pictures are read from, if that is a folder.
+
+    Raises InputError for a place that cannot be written, for a folder that holds anything but a
+    classifier's own unchanged files, and for one inside the pictures' folder.
     """
-    above = next(place for place in folder.absolute().parents if place.exists())
+    place = folder.resolve()
+    if place == Path.cwd() or place in Path.cwd().parents or os.path.ismount(place):
+        raise _refused(folder, "is the folder that you are in, or holds it")
+    above = next(path for path in place.parents if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         why = "nothing can be written there" if above.is_dir() else "is a file"
         raise InputError(f"{folder}: {above} {why}; choose another place for the classifier")
-    if folder.is_file() or (
-        folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file()
-    ):
-        raise InputError(f"{folder}: is there already, and is no classifier; choose another name")
+    if place.exists() and not place.is_dir():
+        raise _refused(folder, "is there already, and is no classifier")
+    if source is not None and Path(source).resolve() in (place, *place.parents):
+        raise _refused(folder, "lies in the folder of the pictures, and would be read as a class")
+    if place.is_dir() and (lost := _foreign(place)):
+        raise _refused(folder, lost)
+
+
+def _put_in_place(work: Path, folder: Path) -> None:
+    """Moves the new model folder where the old one is. The old one goes when the new one is there,
+    and comes back if that fails.
+    """
+    if not folder.exists():
+        os.replace(work, folder)
+        return
+    before = work.with_suffix(".old")
+    os.replace(folder, before)
+    try:
+        os.replace(work, folder)
+    except BaseException:
+        os.replace(before, folder)
+        raise
+    shutil.rmtree(before)
 
 
 def save_model(model: PromptClassifier, folder: Path) -> None:
@@ -158,18 +215,20 @@ def save_model(model: PromptClassifier, folder: Path) -> None:
             "a classifier with other names than it was adapted to is not saved; save it before, "
             "and give the names when it is used"
         )
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
+    work = folder.with_name(f".{folder.name[:200]}.{secrets.token_hex(8)}.tmp")
     work.mkdir()
     try:
         if model.origin_ is not None:  # what was measured is in its files alone
-            shutil.copytree(model.origin_, work, dirs_exist_ok=True)
+            config = read_config(model.origin_)
+            for name in (*config.get("files", OF_VERSION_1), CONFIG):
+                if Path(name).name == name and (model.origin_ / name).is_file():
+                    shutil.copyfile(model.origin_ / name, work / name)
         else:
             _write(model, work)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(work, folder)
+        check_target(folder)  # of what came while it was learned
+        _put_in_place(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -179,12 +238,16 @@ def _write(model: PromptClassifier, work: Path) -> None:
 
     weights = save(_tensors(model))
     (work / WEIGHTS).write_bytes(weights)
-    text = json.dumps(_config(model, weights), indent=2, ensure_ascii=False)
-    (work / CONFIG).write_text(text + "\n", encoding="utf-8")
     if model.held_out_ is not None:
         held_out_table(model).write_csv(work / "heldout.csv", float_precision=6)
     write_report(model, work / "report.html")
     write_card(model, work / "README.md")
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(work.iterdir())
+    }
+    config = _config(model, weights) | {"files": digests}
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (work / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def _part(config: dict[str, Any], part: str) -> Iterable[tuple[str, Any]]:

@@ -19,13 +19,13 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from gram.commands import folder_name
 from gram.estimator import PromptClassifier
 from gram.looking import opened
 from gram.report import template, thumbnail
 from gram.trust import sets
 from pipeline.artifacts import replacing
 from pipeline.errors import InputError
+from pipeline.pictures import folder_name
 
 MOST_BYTES = 20 << 20
 MOST_PIXELS = 50_000_000

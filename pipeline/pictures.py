@@ -11,12 +11,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from textwrap import shorten
+from urllib.parse import unquote
 
 from pipeline.errors import InputError
 
 PICTURE = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|bmp|gif|tiff?|ppm|pgm|jp2|avif)$", re.IGNORECASE)
 SYNSET = re.compile(r"n\d{8}")
 LEFT_BY_PROGRAMS = {"__MACOSX", "@eaDir"}  # macOS's zips, and a kind of file server's thumbnails
+# In folder names: what Linux, macOS or Windows refuses, or what would be read as something else.
+REFUSED = re.compile(r"""[_%/\\:*?"<>|\x00-\x1f\x7f]|^[. ]|[. ]$""")
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
+MOST_NAME_BYTES = 255
 
 
 def left_out(name: str) -> bool:
@@ -114,8 +120,39 @@ def copies(pictures: Pictures, train: Sequence[str], test: Sequence[str]) -> dic
     return {name: known[digest] for digest, name in digests(test) if digest in known}
 
 
+def _percent(found: re.Match) -> str:
+    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass"))
+
+
+def folder_name(label: str) -> str:
+    """The name of a class's folder, which `class_name` turns back into the label.
+
+    What a file system refuses, what hides a folder from the reader, and `_`, which stands for a
+    space there, is written as `%` and two hexadecimal digits a byte.
+
+    Raises InputError if the name is longer than file systems allow.
+    """
+    name = REFUSED.sub(_percent, label)
+    if left_out(name) or RESERVED.fullmatch(name):
+        name = re.sub("^.", _percent, name)
+    if len(name.encode("utf-8", "surrogatepass")) > MOST_NAME_BYTES:
+        raise InputError(
+            f"the class name '{shorten(label, 60)}' is too long for a folder: {MOST_NAME_BYTES} "
+            "bytes are the most; shorten it"
+        )
+    return name
+
+
 def class_name(folder: str) -> str:
-    """A folder's name as its class's: `_` is a space."""
+    """A folder's name as its class's: the label that `folder_name` wrote it for, else `_` is a
+    space and all other characters stay.
+    """
+    try:
+        label = unquote(folder, errors="surrogatepass")
+        if label != folder and folder_name(label) == folder:
+            return label
+    except (UnicodeDecodeError, InputError):
+        pass
     return folder.replace("_", " ")
 
 

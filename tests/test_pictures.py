@@ -26,7 +26,7 @@ from pipeline.benchmarks.sound import check_shots, remarks
 from pipeline.clip.backbone import open_picture
 from pipeline.errors import InputError
 from pipeline.pairs.local_site import serve
-from pipeline.pictures import Pictures, class_name, copies
+from pipeline.pictures import Pictures, class_name, copies, folder_name
 
 NAMES = [
     f"{part}/{c}/{i}.jpg"
@@ -144,6 +144,47 @@ def test_two_names_that_are_one_prompt_are_named(tmp_path, one, other):
     split = folder(tmp_path / "split", [f"photo/{c}/{i}.jpg" for c in (one, other) for i in (1, 2)])
     with pytest.raises(InputError, match="are one prompt"):
         read_benchmark("domains", split, None, Split(seed=1, train=0.5))
+
+
+ODD_LABELS = [
+    *("CD/DVD", "on_off", "a:b", ".hidden", "50%", "x_y z", "CON", "aux.txt", "__MACOSX", "@eaDir"),
+    *("_unsure", " a ", "a.", "..", "%2F", "100%25", "caf\u00e9", "cafe\u0301", "a\nb", "😀"),
+]
+
+
+@pytest.mark.parametrize("label", ODD_LABELS)
+def test_a_folder_s_name_gives_its_label_back(tmp_path, label):
+    (tmp_path / folder_name(label)).mkdir()
+    (tmp_path / folder_name(label) / "a.png").touch()
+    (name,) = Pictures(tmp_path).names
+    assert class_name(name.split("/")[0]) == label
+    assert not set('<>:"\\|?*') & set(folder_name(label))  # what Windows refuses
+
+
+def test_any_label_comes_back_from_its_folder():
+    letters = random.Random(1)
+    for _ in range(5000):
+        label = "".join(letters.choices("%_/ .aA25F:\\\u00e9\u0301\0CON", k=letters.randint(1, 8)))
+        assert class_name(folder_name(label)) == label, label
+
+
+@pytest.mark.parametrize(
+    "folder, label",
+    [
+        ("big_cat", "big cat"),
+        ("50%", "50%"),
+        ("%2f", "%2f"),
+        ("50%25_x", "50%25 x"),
+        ("%E9", "%E9"),
+    ],
+)
+def test_other_folders_are_read_as_they_are_called(folder, label):
+    assert class_name(folder) == label
+
+
+def test_a_label_that_is_too_long_for_a_folder_is_named():
+    with pytest.raises(InputError, match="too long for a folder"):
+        folder_name("\u00e9" * 128)
 
 
 @pytest.mark.parametrize("name", ["_", "n01440764"])
