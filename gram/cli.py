@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, is_disk_full
 
 app = typer.Typer(
     name="gram",
@@ -239,6 +239,11 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # a folder that cannot be written, a full disk
         say(f"gram: error: {error.filename or 'the file system'}: {error.strerror or error}")
+        sys.exit(1)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        say(f"gram: error: the disk is full ({str(error).splitlines()[0]}); nothing was written")
         sys.exit(1)
     except KeyboardInterrupt:
         say("gram: interrupted; nothing was written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,26 @@ def _compare(path: Path, graph: Graph, like: Tensor) -> float:
     return worst
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a graph that `export` wrote."""
+    import onnx
+
+    try:
+        props = {prop.key for prop in onnx.load(path, load_external_data=False).metadata_props}
+    except Exception:  # protobuf raises kinds of its own
+        return False
+    return {"classes", "preprocessing", "backbone_sha256", "method"} <= props
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises InputError for a path that cannot be written, or where something else is."""
+    if os.path.lexists(path) and not (path.is_file() and not path.is_symlink() and _is_ours(path)):
+        raise InputError(
+            f"{path}: is there already, and is no graph that `gram export` wrote; choose another "
+            "name"
+        )
+
+
 def export(model: PromptClassifier, path: Path) -> float:
     """Writes image tower and class matrix as one graph; class names and preprocessing are its
     metadata.
@@ -90,6 +111,7 @@ def export(model: PromptClassifier, path: Path) -> float:
             "picture, so the graph of an image tower and one class matrix cannot say what it "
             "says; adapt with another method or start"
         )
+    check_replaceable(path)
     graph = Graph(model, model.matrix_).eval()
     like = torch.zeros(2, 3, *_side(model.backbone_.preprocess), device=model.backbone_.device)
     program = torch.onnx.export(

@@ -249,13 +249,18 @@ def write_params(rows: int, fit_on: int | None, out: Path) -> None:
     (out / "edits.yaml").write_text("merge: {}\nrename: {}\ndrop: []\n")
 
 
+MARK = ".scale"  # file of a folder that this script made, and may remove
+
+
 def make(rows: int, seed: int, out: Path) -> Planted:
     """All that does not depend on a stage; what is there for the same rows and seed stays."""
     planted, mark = plant(rows, seed), out / f"made-{rows}-{seed}"
     if not mark.exists():
-        if out.exists() and any(out.iterdir()) and not (out / "source").is_dir():
+        if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
             sys.exit(f"scale: {out} holds something else; choose another --out")
         shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        (out / MARK).touch()
         for folder in ("source", "shards", "features", "sentences"):
             (out / folder).mkdir(parents=True)
         write_captions(planted, out, seed)

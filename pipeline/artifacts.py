@@ -6,6 +6,7 @@ The schemas stand in the rooms (`pipeline/<room>/schemas.py`) beside the paramet
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from pipeline.code import running
 from pipeline.errors import InputError
 from pipeline.owner import owned
 from pipeline.params import SAME_BYTES
+from pipeline.written import CHEAP, check_replaceable, note_written, scratch_of
 
 # a flipped bit is an error when it is read, not another number
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
@@ -34,7 +36,6 @@ Arrays = tuple[np.ndarray, ...]
 Make = Callable[[], Arrays]
 Step = Callable[[Arrays], Arrays]
 
-CHEAP = 2**28  # bytes of an input that are hashed to recognise it
 ASIDE = ".kept"  # folder of a work folder, for what is no part of the result
 PART = b"part"  # in a Parquet file's metadata: which of its folder's parts it is
 
@@ -97,18 +98,6 @@ def fingerprint(settings: Any, *inputs: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
-def scratch_of(out: Path) -> Path:
-    """The folder in which `out` is worked at: `data/.partial/…` of the checkout that it lies in,
-    where no stage's input or output is, else `.partial` beside it.
-    """
-    folder = out.absolute().parent
-    for top in (folder, *folder.parents):
-        if (top / ".dvc").is_dir():
-            inside = folder.relative_to(top).parts
-            return top.joinpath("data", ".partial", *inside[inside[:1] == ("data",) :])
-    return folder / ".partial"
-
-
 _works: list[Path] = []  # of this process: a process is one stage
 
 
@@ -121,6 +110,11 @@ def keeps_parts() -> bool:
     )
 
 
+def _mark_of(work: Path) -> Path:
+    """The file beside a work folder by which it is known from a person's folder."""
+    return work.with_name(f".{work.name}.work")
+
+
 @contextmanager
 def _worked_at(out: Path, print_of_inputs: str, alone: bool) -> Iterator[Path]:
     """Yields the work folder of `out`; afterwards, and not if the block fails, it goes, with those
@@ -129,12 +123,20 @@ def _worked_at(out: Path, print_of_inputs: str, alone: bool) -> Iterator[Path]:
     store = scratch_of(out)
     work = store / f"{out.name}-{print_of_inputs}"
     with owned(store / f".{out.name}.lock", str(out)) if alone else nullcontext():
+        if alone:
+            check_replaceable(out)
         work.mkdir(parents=True, exist_ok=True)
+        _mark_of(work).touch()
         _works.append(work)
         yield work
         if alone:
-            for stale in store.glob(f"{out.name}-" + "?" * len(print_of_inputs)):
-                shutil.rmtree(stale)
+            note_written(out)
+            anyone = glob.escape(out.name) + "-" + "?" * len(print_of_inputs)
+            for mark in store.glob(f".{anyone}.work"):
+                stale = mark.with_name(mark.name[1:].removesuffix(".work"))
+                if stale.is_dir() and not stale.is_symlink():
+                    shutil.rmtree(stale)
+                mark.unlink()
 
 
 @contextmanager
@@ -236,8 +238,9 @@ def resumable_folder(
         shutil.rmtree(work / ASIDE, ignore_errors=True)
         for left in work.rglob(".*.tmp"):  # of a run that was killed
             left.unlink()
+        check_replaceable(out)  # of what came while it was made
         if out.exists():
-            shutil.rmtree(out)
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
         out.parent.mkdir(parents=True, exist_ok=True)
         _move(work, out)
 

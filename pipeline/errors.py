@@ -1,5 +1,7 @@
 """The one kind of error that a person is expected to read and mend."""
 
+import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -9,6 +11,21 @@ class InputError(Exception):
     """Something outside the program is wrong. The message names the file, key or row and the
     remedy.
     """
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+# As libraries say it whose errors have no number: Rust's, Arrow's, SQLite's.
+FULL_IN_WORDS = re.compile(r"no space left|quota exceeded|disk is full|os error (28|122)\b", re.I)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that led to it, says that a disk or a quota is full."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    if isinstance(error, Exception) and FULL_IN_WORDS.search(str(error)):
+        return True
+    before = error.__cause__ or error.__context__
+    return before is not None and is_disk_full(before)
 
 
 def require(module: str, extra: str, wanted: str) -> None:

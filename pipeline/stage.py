@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import gc
 import math
 import os
@@ -21,12 +20,30 @@ from tqdm import tqdm
 from pipeline import params
 from pipeline.artifacts import keeps_parts, write_json
 from pipeline.code import edited_since
-from pipeline.errors import InputError
+from pipeline.errors import InputError, is_disk_full
 from pipeline.owner import end_with_dvc
 from pipeline.tracking import journal, record
+from pipeline.written import check_replaceable, note_written
 
 TOLD = 60  # seconds
 CODE = Path("data/code")  # what the stage `code` writes
+
+
+_outputs: list[Path] = []  # of this process: a process is one stage
+
+
+def output(text: str) -> Path:
+    """For arguments that name what a stage writes: what is there must be what a stage wrote.
+
+    DVC removes a stage's former outputs before it runs it, so this concerns runs by hand.
+    """
+    path = Path(text)
+    try:
+        check_replaceable(path)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    _outputs.append(path)
+    return path
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -40,7 +57,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
         default=Path("params.yaml"),
         help="parameter file (default: %(default)s)",
     )
-    made.add_argument("--metrics", type=Path, help="where to write the stage's figures as JSON")
+    made.add_argument("--metrics", type=output, help="where to write the stage's figures as JSON")
     return made
 
 
@@ -235,16 +252,17 @@ def run(main: Callable[[], tuple[str, dict[str, Any], Path | None]], tracked: bo
     except KeyboardInterrupt:
         code, status = 130, journal.STOPPED
         print(f"{name}: interrupted; {_what_stays()}", file=sys.stderr)
-    except OSError as error:
+    except BaseException as error:
         code, status = 1, journal.FAILED
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
-        full = f"the disk is full ({error}); make room and run the stage again"
+        reason = str(error).splitlines()[0]
+        full = f"the disk is full ({reason}); make room and run the stage again"
         print(f"{name}: error: {full}; {_what_stays()}", file=sys.stderr)
-    except BaseException:
-        status = journal.FAILED
-        raise
     finally:
+        if first_process():
+            for path in _outputs:
+                note_written(path)
         if watched:
             _remember(began, time.perf_counter() - started, status, figures)
     if code:

@@ -35,6 +35,7 @@ from pipeline.params import lookup, read_yaml
 from pipeline.schema import check
 from pipeline.stage import warn
 from pipeline.tracking.send import flat
+from pipeline.written import check_replaceable, note_written
 
 PARAMS = Path("params.yaml")
 CSV = Path("-")  # standard output
@@ -211,8 +212,10 @@ def show(name: str, over: list[str], revision: str, out: Path | None) -> None:
         sys.stdout.write(table.write_csv())
         return
     if out:
+        check_replaceable(out)
         with replacing(out) as temporary:
             table.write_csv(temporary)
+        note_written(out)
     title = f"{name}: top-1 in percent, mean ± standard deviation over {', '.join(over)}"
     print_table(title, swept, table)
 

@@ -2,7 +2,7 @@
 
     python -m pipeline.tidy --dry      # name them
     python -m pipeline.tidy --cached   # only what DVC's cache keeps, so that nothing is lost
-    python -m pipeline.tidy
+    python -m pipeline.tidy            # that, and what a stage wrote
 
 `evaluate`, `report` and others depend on folders that several stages fill. What a removed method,
 benchmark or seed left there would go into dvc.lock, and whoever clones lacks it: for them these
@@ -26,6 +26,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.params import read_yaml
+from pipeline.written import is_written
 
 DATA = "data"
 FILES = ("dvc.yaml", "study/dvc.yaml")  # the second one while there is a study
@@ -99,13 +100,13 @@ def in_git(top: Path) -> set[Path]:
 
 
 def in_cache(repo: Any, path: Path) -> bool:
-    """Whether DVC's cache has just these bytes, to the last file. A link holds none."""
+    """Whether DVC's cache has just these bytes, to the last file, or is what a link leads to."""
     from dvc_data.hashfile.build import build
     from dvc_data.hashfile.tree import Tree
 
-    if path.is_symlink():
-        return True
     cache = repo.cache.local
+    if path.is_symlink():
+        return path.resolve().is_relative_to(Path(cache.path).resolve())
     made = build(cache, str(path), repo.fs, "md5", dry_run=True, ignore=repo.dvcignore)[2]
     parts = [digest.value for _, _, digest in made] if isinstance(made, Tree) else []
     return all(cache.exists(digest) for digest in [made.oid, *parts])
@@ -136,11 +137,13 @@ def tidy(repo: Any, dry: bool, cached: bool) -> None:
     for path in left:
         kept = in_cache(repo, path)
         word = "DVC's cache keeps it" if kept else "DVC's cache does not have it"
-        if kept or not cached:
+        if kept or (not cached and is_written(path)):
             remove(path, top / DATA)
             print(f"tidy: removed {path.relative_to(top)} ({word})")
-        else:
-            print(f"warning: {path.relative_to(top)} stays: {word}", file=sys.stderr)
+            continue
+        if not cached:
+            word += f", and no stage wrote it as it is; `rm -r {path.relative_to(top)}` removes it"
+        print(f"warning: {path.relative_to(top)} stays: {word}", file=sys.stderr)
     for file in files:
         known = {stage.name for stage in stages if Path(stage.dvcfile.path) == file}
         if gone := forget(file.with_name("dvc.lock"), known):

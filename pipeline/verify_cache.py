@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.params import read_yaml
+
+NAME = re.compile(r"[0-9a-f]{30}(\.dir)?")  # of DVC's; what else lies there is a person's
 
 
 def _is_whole(path: Path) -> bool:
@@ -32,7 +35,7 @@ def _is_whole(path: Path) -> bool:
 def damaged(store: Path) -> Iterator[Path]:
     """The files of a DVC store of MD5 names whose content has another hash, or cannot be read."""
     for path in sorted(store.glob("[0-9a-f][0-9a-f]/*")):
-        if path.is_file() and not path.name.endswith(".tmp") and not _is_whole(path):
+        if path.is_file() and NAME.fullmatch(path.name) and not _is_whole(path):
             yield path
 
 

@@ -8,13 +8,12 @@ prompt rerun the methods of that kind, and no others.
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
-from pathlib import Path
 
 from pipeline.artifacts import write_json
 from pipeline.benchmarks.params import Count, Rate
 from pipeline.gram.params import Prompt
 from pipeline.params import load_params
-from pipeline.stage import parser, run
+from pipeline.stage import output, parser, run
 
 READS = {
     "batch": ("tuning.batch", Count),
@@ -28,7 +27,7 @@ def main():
     cli = parser(__doc__)
     cli.add_argument("--table", required=True, help="table of params.yaml")
     cli.add_argument("--name", required=True, help="entry of that table")
-    cli.add_argument("--out", type=Path, required=True, help="JSON file")
+    cli.add_argument("--out", type=output, required=True, help="JSON file")
     args = cli.parse_args()
     p = load_params(args.params, READS, table=args.table, name=args.name)
     batch = p.batch_of.get(p.prompt, p.batch)

@@ -40,7 +40,7 @@ from pipeline.clip.params import BackboneParams
 from pipeline.params import load_params
 from pipeline.pictures import Pictures
 from pipeline.prompts.base import check_prompts
-from pipeline.stage import parser, progress, run, warn, warn_of_other_files
+from pipeline.stage import output, parser, progress, run, warn, warn_of_other_files
 
 # As long as the usual context. The benchmark's own template may be longer: whoever makes prompts of
 # it checks them, so that another one encodes no picture again.
@@ -140,7 +140,7 @@ def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of `benchmarks:`")
     told = "folder for samples, test features, views and pictures"
-    cli.add_argument("--out", type=Path, required=True, help=told)
+    cli.add_argument("--out", type=output, required=True, help=told)
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     b = p.benchmark

@@ -14,14 +14,14 @@ from pipeline.params import load_params
 from pipeline.sources.obtain import obtain
 from pipeline.sources.params import Source
 from pipeline.sources.table import read_captions
-from pipeline.stage import parser, run
+from pipeline.stage import output, parser, run
 
 READS = {"source": ("source", Source)}
 
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--out", type=Path, required=True, help="Parquet: key, caption, url")
+    cli.add_argument("--out", type=output, required=True, help="Parquet: key, caption, url")
     args = cli.parse_args()
     p = load_params(args.params, READS)
     path = Path(p.source.path) / p.source.table

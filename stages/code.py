@@ -15,7 +15,7 @@ from pipeline.artifacts import write_json
 from pipeline.code import digests, is_of_a_method, problems
 from pipeline.gram.params import MetaMethod, Method
 from pipeline.params import load_params
-from pipeline.stage import parser, run, warn
+from pipeline.stage import output, parser, run, warn
 
 READS = {
     "direct": ("methods.direct", dict[str, Method]),
@@ -42,7 +42,7 @@ def write(found: dict[str, str], path: Path) -> None:
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--out", type=Path, required=True, help="folder for <script>.json")
+    cli.add_argument("--out", type=output, required=True, help="folder for <script>.json")
     args = cli.parse_args()
     p = load_params(args.params, READS)
     scripts = sorted(Path(__file__).resolve().parent.glob("[a-z]*.py"))

@@ -24,7 +24,7 @@ from pipeline.report.formats import as_csv, as_html
 from pipeline.report.page import figure_html, render
 from pipeline.report.published import published
 from pipeline.report.tables import study_tables
-from pipeline.stage import parser, run, warn, warn_of_left_overs
+from pipeline.stage import output, parser, run, warn, warn_of_left_overs
 
 READS = {"study": ("study", Study)}
 FIGURES = ("base", "new", "H")
@@ -150,7 +150,7 @@ def main():
     cli.add_argument("--runs", type=Path, required=True, help="folder of runs by method and seed")
     cli.add_argument(
         "--out",
-        type=Path,
+        type=output,
         required=True,
         help="folder for study.html, methods.csv, pairs.csv, runs.csv and tables.csv",
     )

@@ -16,7 +16,7 @@ from pipeline.clustering.params import Domains
 from pipeline.clustering.schemas import CLUSTERS, DOMAINS
 from pipeline.pairs.reading import read_image_features
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, progress, run
+from pipeline.stage import output, parser, progress, run
 
 READS = {"seed": ("seed", Seed), "domains": ("domains", Domains)}
 
@@ -26,7 +26,7 @@ def main():
     cli.add_argument("--clusters", type=Path, required=True, help="Parquet: topic per pair")
     cli.add_argument("--features", type=Path, required=True, help="folder of feature shards")
     cli.add_argument(
-        "--out", type=Path, required=True, help="Parquet: domain per pair inside a topic"
+        "--out", type=output, required=True, help="Parquet: domain per pair inside a topic"
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)

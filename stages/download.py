@@ -13,6 +13,7 @@ core, unless there are such pictures of one's own (docs/scale.md).
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
 import os
+import re
 from pathlib import Path
 
 from pipeline.artifacts import fingerprint, resumable_folder
@@ -20,16 +21,26 @@ from pipeline.pairs.download import Effort, download
 from pipeline.pairs.params import Download
 from pipeline.params import load_params
 from pipeline.sources.params import Site
-from pipeline.stage import parser, progress, run, workers
+from pipeline.stage import output, parser, progress, run, workers
+from pipeline.written import note_written
 
 READS = {"source": ("source", Site), "download": ("download", Download)}
+SHARD = re.compile(r"\d{5}\.tar|fetched\.parquet")
+
+
+def finished(text: str) -> Path:
+    """`output`, which may be any finished download: --retry-failed reads what it replaces."""
+    there = sorted(path.name for path in Path(text).glob("*"))
+    if "fetched.parquet" in there and all(map(SHARD.fullmatch, there)):
+        note_written(Path(text))
+    return output(text)
 
 
 def main():
     cli = parser(__doc__)
     cli.add_argument("--captions", type=Path, required=True, help="Parquet: key, caption, url")
     cli.add_argument(
-        "--out", type=Path, required=True, help="folder for NNNNN.tar and fetched.parquet"
+        "--out", type=finished, required=True, help="folder for NNNNN.tar and fetched.parquet"
     )
     cli.add_argument(
         "--retry-failed",

@@ -5,13 +5,12 @@ python stages/draw_benchmark.py --name animals --out data/world/animals.zip
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, progress, run
+from pipeline.stage import output, parser, progress, run
 from pipeline.world.concepts import load_concepts
 from pipeline.world.params import DrawnBenchmark
 from pipeline.world.sites import choose_classes, draw_benchmark
@@ -22,7 +21,7 @@ READS = {"seed": ("seed", Seed), "benchmark": ("world.benchmarks.{name}", DrawnB
 def main():
     cli = parser(__doc__)
     cli.add_argument("--name", required=True, help="entry of world.benchmarks to draw")
-    cli.add_argument("--out", type=Path, required=True, help="the zip to write")
+    cli.add_argument("--out", type=output, required=True, help="the zip to write")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     where = f"world.benchmarks.{args.name}"

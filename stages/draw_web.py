@@ -9,12 +9,11 @@ table.
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, progress, run
+from pipeline.stage import output, parser, progress, run
 from pipeline.world.concepts import load_concepts
 from pipeline.world.params import Web
 from pipeline.world.sites import choose_classes, draw_web
@@ -27,7 +26,7 @@ def main():
     cli.add_argument("--name", required=True, help="entry of world.webs to draw")
     cli.add_argument(
         "--out",
-        type=Path,
+        type=output,
         required=True,
         help="folder for captions.tsv, pictures.zip, truth.parquet",
     )

@@ -15,7 +15,7 @@ from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.clustering.embedding import embed_captions, model_path
 from pipeline.clustering.params import Embed
 from pipeline.params import load_params
-from pipeline.stage import parser, progress, run, warn
+from pipeline.stage import output, parser, progress, run, warn
 
 READS = {"embed": ("embed", Embed)}
 NOTABLE = 0.01  # share of captions that the encoder does not know, to be warned of
@@ -36,7 +36,7 @@ def main():
     cli = parser(__doc__)
     cli.add_argument("--kept", type=Path, required=True, help="Parquet: which pairs were kept")
     cli.add_argument(
-        "--out", type=Path, required=True, help="folder for NNNNN.parquet: key, embedding"
+        "--out", type=output, required=True, help="folder for NNNNN.parquet: key, embedding"
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)

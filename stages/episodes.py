@@ -31,7 +31,7 @@ from pipeline.episodes.tasks import (
 )
 from pipeline.pairs.reading import locate_pictures, read_image_features, read_pairs
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, progress, run, seed_number
+from pipeline.stage import output, parser, progress, run, seed_number
 
 READS = {
     "seed": ("seed", Seed),
@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
     cli.add_argument("--features", type=Path, required=True, help="folder of feature shards")
     cli.add_argument("--pairs", type=Path, required=True, help="Parquet: shard per pair")
     cli.add_argument("--shards", type=Path, required=True, help="folder of picture shards")
-    cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
+    cli.add_argument("--out", type=output, required=True, help="folder for the episode shards")
     cli.add_argument(
         "--seed",
         type=seed_number,

@@ -27,7 +27,7 @@ from pipeline.clip.params import BackboneParams
 from pipeline.params import load_params
 from pipeline.prompts.starts import method_of
 from pipeline.prompts.tuned import load_tuned, tuned_path
-from pipeline.stage import parser, progress, run, warn_of_left_overs
+from pipeline.stage import output, parser, progress, run, warn_of_left_overs
 from pipeline.tracking.journal import keep, point
 
 READS = {
@@ -73,7 +73,7 @@ def main():
     )
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
     cli.add_argument(
-        "--out", type=Path, required=True, help="folder for <source>.parquet and <source>.csv"
+        "--out", type=output, required=True, help="folder for <source>.parquet and <source>.csv"
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)

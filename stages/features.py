@@ -14,7 +14,7 @@ from pipeline.clip.backbone import side_read
 from pipeline.clip.params import BackboneParams
 from pipeline.pairs.features import extract_features, smaller_pictures
 from pipeline.params import load_params
-from pipeline.stage import parser, progress, run, warn
+from pipeline.stage import output, parser, progress, run, warn
 
 READS = {"backbone": ("backbone", BackboneParams)}
 
@@ -24,7 +24,7 @@ def main():
     cli.add_argument("--pairs", type=Path, required=True, help="Parquet: one row per caption")
     cli.add_argument("--shards", type=Path, required=True, help="folder of picture shards")
     cli.add_argument(
-        "--out", type=Path, required=True, help="folder for NNNNN.parquet: key, image, text"
+        "--out", type=output, required=True, help="folder for NNNNN.parquet: key, image, text"
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)

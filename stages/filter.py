@@ -15,7 +15,7 @@ from pipeline.pairs.noise import filter_pairs
 from pipeline.pairs.params import Filter
 from pipeline.pairs.schemas import KEPT
 from pipeline.params import load_params
-from pipeline.stage import parser, run
+from pipeline.stage import output, parser, run
 
 READS = {"filter": ("filter", Filter)}
 
@@ -25,7 +25,7 @@ def main():
     cli.add_argument("--pairs", type=Path, required=True, help="Parquet: one row per caption")
     cli.add_argument("--features", type=Path, required=True, help="folder of feature shards")
     cli.add_argument(
-        "--out", type=Path, required=True, help="Parquet: score, kept, reason per fetched pair"
+        "--out", type=output, required=True, help="Parquet: score, kept, reason per fetched pair"
     )
     args = cli.parse_args()
     p = load_params(args.params, READS)

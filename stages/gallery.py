@@ -26,7 +26,7 @@ from pipeline.params import Seed, load_params
 from pipeline.report import figures
 from pipeline.report.gallery import topic_cards
 from pipeline.report.params import Gallery
-from pipeline.stage import parser, progress, run
+from pipeline.stage import output, parser, progress, run
 
 INPUTS = {
     "pairs": "Parquet: one row per caption",
@@ -93,7 +93,8 @@ def on_the_map(
 def main():
     cli = parser(__doc__)
     for name, what in INPUTS.items():
-        cli.add_argument(f"--{name}", type=Path, required=True, help=what)
+        kind = output if name == "out" else Path
+        cli.add_argument(f"--{name}", type=kind, required=True, help=what)
     args = cli.parse_args()
     p = load_params(args.params, READS)
     pairs = read_pairs(args.pairs, ["key", "status", "error", "shard"])

@@ -17,7 +17,7 @@ from pipeline.pairs.index import failure_reasons, index_pairs
 from pipeline.pairs.params import Share
 from pipeline.pairs.reading import write_pairs
 from pipeline.params import load_params
-from pipeline.stage import parser, progress, run
+from pipeline.stage import output, parser, progress, run
 
 READS = {"min_success": ("download.min_success", Share)}  # a check; it decides nothing else
 
@@ -28,7 +28,7 @@ def main():
     cli.add_argument(
         "--shards", type=Path, required=True, help="folder of NNNNN.tar and fetched.parquet"
     )
-    cli.add_argument("--out", type=Path, required=True, help="Parquet: one row per caption")
+    cli.add_argument("--out", type=output, required=True, help="Parquet: one row per caption")
     args = cli.parse_args()
     p = load_params(args.params, READS)
     with kept_parts(args.out, fingerprint(None, args.shards)) as work:

@@ -34,7 +34,7 @@ from pipeline.clip.params import BackboneParams
 from pipeline.errors import InputError
 from pipeline.pairs.schemas import KEPT
 from pipeline.params import load_params
-from pipeline.stage import parser, progress, run, warn
+from pipeline.stage import output, parser, progress, run, warn
 
 READS = {
     "label": ("label", Label),
@@ -99,11 +99,11 @@ def arguments() -> argparse.Namespace:
     )
     cli.add_argument(
         "--clusters",
-        type=Path,
+        type=output,
         required=True,
         help="Parquet to write: topic per pair, after the edits",
     )
-    cli.add_argument("--out", type=Path, required=True, help="Parquet: name and words per topic")
+    cli.add_argument("--out", type=output, required=True, help="Parquet: name and words per topic")
     return cli.parse_args()
 
 

@@ -6,7 +6,6 @@ the next shard.
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
-from pathlib import Path
 
 from pipeline.artifacts import fingerprint, resumable_folder
 from pipeline.benchmarks.labelled import read_labelled, write_labelled
@@ -16,7 +15,7 @@ from pipeline.clip.params import BackboneParams
 from pipeline.params import Seed, load_params
 from pipeline.pictures import Pictures
 from pipeline.prompts.base import check_prompts
-from pipeline.stage import parser, progress, run, warn_of_other_files
+from pipeline.stage import output, parser, progress, run, warn_of_other_files
 
 READS = {
     "seed": ("seed", Seed),
@@ -38,7 +37,7 @@ def main():
     cli.add_argument("--name", required=True, help="entry of that table")
     cli.add_argument(
         "--out",
-        type=Path,
+        type=output,
         required=True,
         help="folder for NNNNN.parquet: class, domain, feature and file of every picture",
     )

@@ -18,7 +18,7 @@ from pipeline.episodes.params import Episodes, Share, Shots, TaskCount, Ways
 from pipeline.episodes.shards import write_split
 from pipeline.episodes.tasks import HeldOut, draw_split, drawing_of, rows_of
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, progress, run, seed_number
+from pipeline.stage import output, parser, progress, run, seed_number
 
 READS = {
     "seed": ("seed", Seed),
@@ -41,7 +41,7 @@ def main():
     )
     cli.add_argument("--name", required=True, help="entry of that table")
     cli.add_argument("--labelled", type=Path, required=True, help="folder of the dataset's shards")
-    cli.add_argument("--out", type=Path, required=True, help="folder for the episode shards")
+    cli.add_argument("--out", type=output, required=True, help="folder for the episode shards")
     cli.add_argument(
         "--seed",
         type=seed_number,

@@ -17,7 +17,7 @@ from pipeline.clustering.reduced import read_clustered
 from pipeline.clustering.schemas import MAP
 from pipeline.clustering.topics import lay_out
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, run
+from pipeline.stage import output, parser, run
 
 READS = {"seed": ("seed", Seed), "topics": ("topics", Mapping)}
 
@@ -28,7 +28,7 @@ def main():
         "--sentences", type=Path, required=True, help="folder of sentence embedding shards"
     )
     cli.add_argument("--reduced", type=Path, required=True, help="Parquet: what was clustered")
-    cli.add_argument("--out", type=Path, required=True, help="Parquet: key, x, y")
+    cli.add_argument("--out", type=output, required=True, help="Parquet: key, x, y")
     args = cli.parse_args()
     p = load_params(args.params, READS)
     found = read_clustered(args.sentences, args.reduced)

@@ -26,7 +26,7 @@ from pipeline.gram.train import Workplace
 from pipeline.gram.validation import COLUMNS
 from pipeline.params import Seed, load_params, settings_of
 from pipeline.prompts.starts import START_FILES, digest_of, save_start
-from pipeline.stage import first_process, parser, positive, run, warn
+from pipeline.stage import first_process, output, parser, positive, run, warn
 from pipeline.tracking.journal import keep, model, point
 
 READS = {
@@ -45,13 +45,13 @@ def arguments() -> argparse.Namespace:
     cli.add_argument("--episodes", type=Path, required=True, help="folder of episode shards")
     cli.add_argument(
         "--out",
-        type=Path,
+        type=output,
         required=True,
         help="folder for prompt.safetensors, regulator.safetensors, curve.csv",
     )
     cli.add_argument(
         "--validation",
-        type=Path,
+        type=output,
         help="JSON: accuracy on validation tasks after adaptation, which trainings are compared by",
     )
     cli.add_argument(

@@ -14,7 +14,7 @@ from pipeline.clip.params import BackboneParams
 from pipeline.gram.params import MetaMethod
 from pipeline.gram.publish import publish
 from pipeline.params import load_params
-from pipeline.stage import parser, run
+from pipeline.stage import output, parser, run
 
 READS = {
     "seed": ("seed", int),
@@ -37,7 +37,7 @@ def main():
     cli.add_argument(
         "--batch", type=Path, required=True, help="JSON: what the method's tuning has of its own"
     )
-    cli.add_argument("--out", type=Path, required=True, help="folder to publish")
+    cli.add_argument("--out", type=output, required=True, help="folder to publish")
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)
     settings = sgd_of(p.rates, read_json(args.batch)).model_dump()

@@ -30,7 +30,7 @@ from pipeline.report.published import published
 from pipeline.report.results import chance, curves_table, epochs_of, epochs_table, read_results
 from pipeline.report.tables import Findings, result_tables
 from pipeline.report.tables import Table as ResultTable
-from pipeline.stage import parser, run, warn, warn_of_left_overs
+from pipeline.stage import output, parser, run, warn, warn_of_left_overs
 
 READS = {
     "seed": ("seed", Seed),
@@ -157,7 +157,8 @@ def write_beside(folder: Path, tables: list[ResultTable], plotted: dict[str, pl.
 def main():
     cli = parser(__doc__)
     for name, what in INPUTS.items():
-        cli.add_argument(f"--{name}", type=Path, required=True, help=what)
+        kind = output if name == "out" else Path
+        cli.add_argument(f"--{name}", type=kind, required=True, help=what)
     args = cli.parse_args()
     p = load_params(args.params, READS)
     titles, benchmarks = p.methods.called, judged_on(p.protocols)

@@ -5,7 +5,6 @@ python stages/start.py --name coop --out data/starts/coop
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
-from pathlib import Path
 
 import torch
 
@@ -15,7 +14,7 @@ from pipeline.gram.learn import initial_tokens
 from pipeline.gram.params import Method, TokenCount
 from pipeline.params import Seed, load_params
 from pipeline.prompts.starts import Start, save_start
-from pipeline.stage import parser, run
+from pipeline.stage import output, parser, run
 
 READS = {
     "seed": ("seed", Seed),
@@ -30,7 +29,7 @@ def main():
     cli.add_argument("--name", required=True, help="entry of methods.direct")
     cli.add_argument(
         "--out",
-        type=Path,
+        type=output,
         required=True,
         help="folder for prompt.safetensors and regulator.safetensors",
     )

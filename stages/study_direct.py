@@ -19,7 +19,7 @@ from pipeline.gram.params import Method, TokenCount
 from pipeline.gram.trial import TRIAL, trial_of, tune_and_judge
 from pipeline.params import load_params
 from pipeline.prompts.starts import START_FILES, Start
-from pipeline.stage import parser, run, seed_number, warn_of_left_overs
+from pipeline.stage import output, parser, run, seed_number, warn_of_left_overs
 from pipeline.tracking.journal import keep, point
 
 READS = {
@@ -41,7 +41,7 @@ def main():
     )
     cli.add_argument(
         "--out",
-        type=Path,
+        type=output,
         required=True,
         help="folder for a table of verdicts and one of accuracies per benchmark, and the start",
     )

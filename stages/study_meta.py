@@ -19,7 +19,7 @@ from pipeline.gram.train import Workplace
 from pipeline.gram.trial import TRIAL, trial_of, tune_and_judge
 from pipeline.params import load_params, settings_of
 from pipeline.prompts.starts import START_FILES
-from pipeline.stage import parser, run, seed_number, warn_of_left_overs
+from pipeline.stage import output, parser, run, seed_number, warn_of_left_overs
 from pipeline.tracking.journal import keep, point
 
 READS = {**LEARNING, **TRIAL, "method": ("study.methods.meta.{name}", MetaMethod)}
@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     )
     cli.add_argument(
         "--out",
-        type=Path,
+        type=output,
         required=True,
         help=(
             "folder for a table of verdicts and one of accuracies per benchmark, curve.csv and "

@@ -18,7 +18,7 @@ from pipeline.clustering.schemas import TOPICS
 from pipeline.clustering.sentences import read_sentences
 from pipeline.clustering.topics import find_topics
 from pipeline.params import Seed, load_params
-from pipeline.stage import parser, progress, run
+from pipeline.stage import output, parser, progress, run
 
 READS = {"seed": ("seed", Seed), "topics": ("topics", Clustering)}
 
@@ -29,11 +29,11 @@ def main():
         "--sentences", type=Path, required=True, help="folder of sentence embedding shards"
     )
     cli.add_argument(
-        "--out", type=Path, required=True, help="Parquet: topic and strength of every pair"
+        "--out", type=output, required=True, help="Parquet: topic and strength of every pair"
     )
     cli.add_argument(
         "--reduced",
-        type=Path,
+        type=output,
         required=True,
         help="Parquet to write: what was clustered, and into which clusters, for map and stability",
     )

@@ -27,7 +27,7 @@ from pipeline.gram.tune import tune
 from pipeline.params import load_params
 from pipeline.prompts.starts import load_start, method_of
 from pipeline.prompts.tuned import load_tuned, save_tuned, tuned_path
-from pipeline.stage import parser, progress, run, seed_number
+from pipeline.stage import output, parser, progress, run, seed_number
 from pipeline.tracking.journal import keep, point
 
 READS = {
@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
         "--batch", type=Path, required=True, help="JSON: what the method's tuning has of its own"
     )
     cli.add_argument(
-        "--out", type=Path, required=True, help="folder for <classes>-<shots>-<seed>.safetensors"
+        "--out", type=output, required=True, help="folder for <classes>-<shots>-<seed>.safetensors"
     )
     return cli.parse_args()
 

@@ -17,7 +17,7 @@ from pipeline.clip.params import BackboneParams
 from pipeline.gram.params import ZeroShot
 from pipeline.params import load_params
 from pipeline.prompts.template import Template
-from pipeline.stage import parser, progress, run, warn_of_left_overs
+from pipeline.stage import output, parser, progress, run, warn_of_left_overs
 from pipeline.tracking.journal import keep
 
 READS = {
@@ -34,7 +34,7 @@ def main():
     cli.add_argument("--name", required=True, help="entry of methods.zero_shot")
     cli.add_argument("--benchmarks", type=Path, required=True, help="folder of benchmarks")
     cli.add_argument(
-        "--out", type=Path, required=True, help="folder for <source>.parquet and <source>.csv"
+        "--out", type=output, required=True, help="folder for <source>.parquet and <source>.csv"
     )
     args = cli.parse_args()
     p = load_params(args.params, READS, name=args.name)

@@ -187,3 +187,13 @@ def test_a_driver_that_cannot_run_leaves_a_conflict_to_be_seen(diverged):
     assert done.returncode and "CONFLICT" in done.stdout
     text = (diverged / "dvc.lock").read_text()
     assert "<<<<<<<" in text and "cmd: 3" in text and "cmd: 2" in text
+
+
+def test_what_a_person_keeps_in_the_cache_stays(tmp_path):
+    """Only files with names of DVC's can be damaged."""
+    folder = tmp_path / "ab"
+    folder.mkdir()
+    for name in ("notes.txt", "c" * 30 + ".bak", "C" * 30):
+        (folder / name).write_text("mine")
+    (folder / ("c" * 30)).write_text("other bytes")
+    assert [path.name for path in damaged(tmp_path)] == ["c" * 30]

@@ -37,3 +37,22 @@ def test_a_graph_that_differs_is_not_written(model, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="nothing is written"):
         export.export(model, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_replaces_a_graph_and_nothing_else(model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"a report that somebody called so")
+    with pytest.raises(InputError, match="is no graph that `gram export` wrote"):
+        export.export(model, path)
+    assert path.read_bytes() == b"a report that somebody called so"
+    other = onnx.helper.make_graph([], "other", [], [])
+    onnx.save(onnx.helper.make_model(other), path)
+    with pytest.raises(InputError, match="is no graph"):
+        export.export(model, path)
+    for place in (tmp_path, tmp_path / "link"):
+        (tmp_path / "link").is_symlink() or (tmp_path / "link").symlink_to("gone")
+        with pytest.raises(InputError, match="is there already"):
+            export.export(model, place)
+    path.unlink()
+    assert export.export(model, path) == export.export(model, path)

@@ -316,6 +316,17 @@ def test_the_limits_are_no_part_of_what_was_fetched():
         assert fingerprint(settings(**changed)) != one
 
 
+def test_a_download_leaves_nothing_in_the_temporary_directory(tmp_path, monkeypatch):
+    site = Site()
+    table = captions(tmp_path / "c.parquet", site.links(20))
+    (tmp_path / "t").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    allowed = settings(private_addresses=True)
+    assert download(table, None, tmp_path / "work", allowed, Effort(1, 8), QUIET)["success"] == 20
+    assert not list((tmp_path / "t").iterdir())
+
+
 def test_interrupted_while_it_is_cleaned_up(tmp_path, monkeypatch):
     """Whatever of img2dataset's own files is gone by then: no link is forgotten."""
     site = Site()

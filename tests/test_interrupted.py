@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -177,7 +178,18 @@ def halfway(process, folder, out, seconds):
 
 
 def alive(process):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def family_of(process):
+    """A process and all below it; one that ended by itself has nobody."""
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return [process]
 
 
 def disturb(folder, name, command, wait, how, **changes):
@@ -192,9 +204,10 @@ def disturb(folder, name, command, wait, how, **changes):
     )
     process = of_stage(dvc, shlex.split(command)[1])
     wait(process)
-    family = [process, *process.children(recursive=True)]
+    family = family_of(process)
     if how == "group by KILL":
-        os.killpg(dvc.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # all of it has ended
+            os.killpg(dvc.pid, signal.SIGKILL)
     else:
         dvc.send_signal(signal.SIGKILL if how == "dvc by KILL" else signal.SIGTERM)
     dvc.wait()

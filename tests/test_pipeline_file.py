@@ -235,6 +235,7 @@ def test_rooms_point_one_way():
         "code",
         "owner",
         "params",
+        "written",
         "artifacts",
         "tracking",
         "stage",

@@ -12,6 +12,7 @@ from conftest import GONE, ROOT, made_ready, run, with_values
 from pipeline.params import read_yaml
 from pipeline.stage import warn_of_left_overs
 from pipeline.tidy import left_over, patterns, remove
+from pipeline.written import note_written
 
 # --- what counts as left over ---
 
@@ -233,7 +234,8 @@ def test_dvc_alone_would_have_left_it_in_the_lock(ours):
 
 
 @pytest.mark.whole
-def test_what_the_cache_does_not_have_goes_by_command_only(ours):
+def test_what_no_stage_wrote_stays(ours):
+    """A person's folder, an edited output and a person's link, by whatever command."""
     made(ours, "data/starts/mine/start")
     (ours / "data/starts/linked").symlink_to(ROOT / "docs")
     with_values(ours / "params.yaml", WITHOUT["method"], ours / "params.yaml")
@@ -245,8 +247,14 @@ def test_what_the_cache_does_not_have_goes_by_command_only(ours):
     for name in ("mine", "cocoop"):
         assert f"data/starts/{name} stays: DVC's cache does not have it" in done.stderr
     assert kept.exists() and not (ours / "data/scores/cocoop").exists()
+    made(ours, "data/starts/stopped/start")
+    note_written(ours / "data/starts/stopped")  # as a stage that DVC did not save notes it
     done = run("make", "tidy", cwd=ours, PYTHONPATH=ROOT)
-    assert done.stdout.count("removed data/starts/") == 2 and not kept.exists()
+    assert done.stdout.count("removed data/starts/") == 1
+    assert not (ours / "data/starts/stopped").exists()
+    for name in ("mine", "cocoop", "linked"):
+        assert f"`rm -r data/starts/{name}` removes it" in done.stderr
+        assert (ours / "data/starts" / name).exists()
     assert (ROOT / "docs" / "team.md").exists()
 
 

@@ -27,6 +27,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from multiprocessing.context import SpawnContext
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -213,6 +214,13 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def leave_out_wandb() -> None:
+    """img2dataset imports wandb and, as it is asked to, never uses it; its import leaves two
+    folders in the temporary directory of every process.
+    """
+    sys.modules.setdefault("wandb", ModuleType("wandb"))
+
+
 def guard() -> None:
     """From now on this process asks only what ALLOWED and the proxies of the environment say,
     and takes pictures as `check_pictures` does.
@@ -225,6 +233,7 @@ def guard() -> None:
     # OpenCV looks once, when it is imported
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    leave_out_wandb()
     import cv2
     from img2dataset import downloader, resizer
 
@@ -288,6 +297,7 @@ RAY = "--distributor=ray"
 
 if __name__ in ("__main__", "__mp_main__"):  # the second is its name in the workers
     end_with(os.getppid())
+    leave_out_wandb()
     # else this process fetches nothing itself, and Ray's own services are private addresses
     if RAY not in sys.argv:
         guard()
