@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from PIL import Image
 from gram.looking import opened
 from pipeline.errors import InputError
 from pipeline.pictures import Pictures, class_name, same_words
+from pipeline.zips import entries_of
 
 MOST_CLASSES = 1000
 MOST_BYTES = 256 << 20  # of one picture in a zip, unpacked
@@ -67,35 +68,20 @@ class Collection:
         return np.searchsorted(self.names, self.labels).astype(np.int64)
 
 
-def _unsafe(entry: zipfile.ZipInfo) -> str | None:
-    path = PurePosixPath(entry.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts[:1] and ":" in path.parts[0]):
-        return "leads out of the zip; pack the folder anew without such paths"
-    if entry.file_size > MOST_BYTES:
-        return (
-            f"would unpack to {entry.file_size >> 20} MiB, and {MOST_BYTES >> 20} are the most for "
-            "one picture; remove it"
-        )
-    if entry.flag_bits & 1:
-        return "is encrypted; pack the folder anew without a password"
-    return None
-
-
 def _from_folder(path: Path) -> tuple[Collection, list[str]]:
     pictures = Pictures(path)
-    problems = []
-    if not path.is_dir():
-        with zipfile.ZipFile(path) as packed:
-            problems += [
-                f"{path}: '{entry.filename}' {reason}"
-                for entry in packed.infolist()
-                if (reason := _unsafe(entry))
-            ]
-        if problems:
-            return Collection(str(path), [], [], pictures.read), problems
+    problems = [*pictures.problems] or [
+        f"{path}: '{name}' would unpack to {pictures.size(name) >> 20} MiB, and {MOST_BYTES >> 20} "
+        "are the most for one picture; remove it"
+        for name in (() if path.is_dir() else pictures.names)
+        if pictures.size(name) > MOST_BYTES
+    ]
+    if problems:
+        return Collection(str(path), [], [], pictures.read), problems
     files, labels = [], []
+    top = pictures.top_folder(lambda name: name.count("/") == 1)
     for name in pictures.names:
-        parts = name.split("/")
+        parts = name.removeprefix(top).split("/")
         if len(parts) != 2:
             problems.append(
                 f"{path}: '{name}' does not fit <class>/<picture>; give every class one folder, "
@@ -104,17 +90,13 @@ def _from_folder(path: Path) -> tuple[Collection, list[str]]:
             continue
         files.append(name)
         labels.append(class_name(parts[0]))
-    folders = {f.split("/")[0] for f in files}
-    empty = [
-        d.name
-        for d in (sorted(path.iterdir()) if path.is_dir() else ())
-        if d.is_dir() and not d.name.startswith(".") and d.name not in folders
-    ]
+    folders = {f.removeprefix(top).split("/")[0] for f in files}
     problems += [
-        f"{path}: the folder '{name}' holds no pictures; add some or remove it" for name in empty
+        f"{path}: the folder '{name}' holds no pictures; add some or remove it"
+        for name in pictures.empty_folders
     ]
     problems += twins(path, folders)
-    notes = [
+    notes = [*pictures.notes] + [
         f"{count} files '{ending}' are no pictures that are read"
         for ending, count in pictures.passed_over.items()
     ]
@@ -280,6 +262,6 @@ def reader_of(source: Path | str) -> Callable[[str], bytes]:
 
     def from_zip(name: str) -> bytes:
         with zipfile.ZipFile(path) as packed:
-            return packed.read(name)
+            return packed.read(entries_of(packed)[0][name])
 
     return from_zip

@@ -28,6 +28,13 @@ def is_disk_full(error: BaseException) -> bool:
     return before is not None and is_disk_full(before)
 
 
+def quoted(text: str, most: int = 80) -> str:
+    """Text of a file in quotes for a message: shortened, and what cannot be seen as an escape."""
+    short = text if len(text) <= most else text[: most - 1] + "…"
+    seen = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+    return f"'{''.join(seen)}'"
+
+
 def require(module: str, extra: str, wanted: str) -> None:
     """Raises InputError unless `module`, which an extra brings, is installed; `wanted`: what asks
     for it.

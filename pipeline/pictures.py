@@ -8,15 +8,20 @@ import re
 import unicodedata
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from textwrap import shorten
 from urllib.parse import unquote
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, quoted
+from pipeline.zips import entries_of
 
 PICTURE = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|bmp|gif|tiff?|ppm|pgm|jp2|avif)$", re.IGNORECASE)
+OTHER_PICTURE = re.compile(
+    r"\.(hei[cf]|svg|eps|ps|psd|jxl|raw|dng|cr[23]|nef|arw|orf|rw2|raf|ico|tga|jpf|jpx|exr|hdr|xcf)$",
+    re.IGNORECASE,
+)
 SYNSET = re.compile(r"n\d{8}")
 LEFT_BY_PROGRAMS = {"__MACOSX", "@eaDir"}  # macOS's zips, and a kind of file server's thumbnails
 # In folder names: what Linux, macOS or Windows refuses, or what would be read as something else.
@@ -32,9 +37,9 @@ def left_out(name: str) -> bool:
     return name.startswith(".") or name in LEFT_BY_PROGRAMS
 
 
-def _files(folder: Path, prefix: str = "", above: frozenset = frozenset()) -> Iterator[str]:
-    """Relative paths of the files of a folder. Links are followed, but never into a folder that
-    they lie in.
+def _walk(folder: Path, prefix: str = "", above: frozenset = frozenset()) -> Iterator[str]:
+    """Relative paths of the files of a folder, and of its folders with a `/` at the end. Links are
+    followed, but never into a folder that they lie in.
 
     Raises InputError for a link that leads nowhere, or a folder that cannot be read: what is behind
     it would be missing without a word.
@@ -51,19 +56,33 @@ def _files(folder: Path, prefix: str = "", above: frozenset = frozenset()) -> It
         if left_out(entry.name):
             continue
         if entry.is_dir():
-            yield from _files(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
+            yield f"{prefix}{entry.name}/"
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
         elif entry.is_file():
             yield prefix + entry.name
         elif entry.is_symlink():
             raise InputError(f"{entry.path}: a link that leads nowhere; mend or remove it")
 
 
+def _above(name: str) -> str:
+    """The folder of a path, "" for the top."""
+    return name.rstrip("/").rpartition("/")[0]
+
+
 class Pictures:
-    """The picture files of a folder or zip: their relative paths, and their bytes."""
+    """The picture files of a folder or zip: their relative paths, and their bytes.
+
+    Attributes:
+        notes: what a person should know of how it was read; readers of layouts add theirs.
+        problems: what is wrong with a zip's entries; `names` raises the first.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.notes: list[str] = []
+        self.problems: list[str] = []
         self._zip = None
+        self._entries: dict[str, zipfile.ZipInfo] = {}
         if not self.path.is_dir():
             if not zipfile.is_zipfile(self.path):
                 raise InputError(
@@ -71,13 +90,17 @@ class Pictures:
                     "must name one"
                 )
             self._zip = zipfile.ZipFile(self.path)
+            self._entries, self.problems, self.notes = entries_of(self._zip)
 
     @cached_property
     def _all(self) -> list[str]:
+        if self.problems:
+            raise InputError(self.problems[0])
         if not self._zip:
-            return sorted(_files(self.path))
-        names = (name for name in self._zip.namelist() if not name.endswith("/"))
-        return sorted(name for name in names if not any(map(left_out, PurePosixPath(name).parts)))
+            return sorted(_walk(self.path))
+        return sorted(
+            name for name in self._entries if not any(map(left_out, PurePosixPath(name).parts))
+        )
 
     @cached_property
     def names(self) -> list[str]:
@@ -86,22 +109,53 @@ class Pictures:
 
     @cached_property
     def passed_over(self) -> dict[str, int]:
-        """How many files of which endings, in folders of pictures, are none that are read."""
-        holding = {name.rpartition("/")[0] for name in self.names} - {""}
+        """How many files of which endings are none that are read: all in folders that hold
+        pictures, and elsewhere those that are pictures of another kind.
+        """
+        holding = {_above(name) for name in self.names}
         return dict(
             Counter(
                 PurePosixPath(name).suffix.lower() or "no ending"
                 for name in self._all
-                if not PICTURE.search(name) and name.rpartition("/")[0] in holding
+                if not name.endswith("/")
+                and not PICTURE.search(name)
+                and (_above(name) in holding or OTHER_PICTURE.search(name))
             ).most_common()
         )
 
+    @cached_property
+    def empty_folders(self) -> list[str]:
+        """Folders beside those that hold pictures, in which there is none."""
+        holding = {_above(name) for name in self.names}
+        beside = {_above(folder) for folder in holding if folder}
+        with_pictures = {str(above) for name in self.names for above in PurePosixPath(name).parents}
+        folders = {name.rstrip("/") for name in self._all if name.endswith("/")}
+        folders |= {_above(name) for name in self._all} - {""}
+        return sorted(f for f in folders if _above(f) in beside and f not in with_pictures)
+
+    def top_folder(self, fits: Callable[[str], bool]) -> str:
+        """The one folder (with its `/`) in which a zip has all its pictures, as `zip -r` and the
+        like pack it, if what lies in it fits the layout and as it stands nothing does; else "".
+        """
+        tops = {name.partition("/")[0] for name in self.names}
+        inside = [name.partition("/")[2] for name in self.names]
+        if (
+            not self._zip
+            or len(tops) != 1
+            or any(map(fits, self.names))
+            or not all(map(fits, inside))
+        ):
+            return ""
+        (top,) = tops
+        self.notes.append(f"{self.path}: was read from the folder '{top}' inside")
+        return f"{top}/"
+
     def read(self, name: str) -> bytes:
-        return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
+        return self._zip.read(self._entries[name]) if self._zip else (self.path / name).read_bytes()
 
     def size(self, name: str) -> int:
         """Bytes of a file, without reading it."""
-        return self._zip.getinfo(name).file_size if self._zip else (self.path / name).stat().st_size
+        return self._entries[name].file_size if self._zip else (self.path / name).stat().st_size
 
 
 def copies(pictures: Pictures, train: Sequence[str], test: Sequence[str]) -> dict[str, str]:
@@ -180,6 +234,37 @@ def check_classes(where: Path | str, names: Iterable[str]) -> None:
                 f"{where}: the classes '{known[words]}' and '{name}' are one prompt, which cannot "
                 "tell them apart; rename or merge them"
             )
+
+
+def check_spellings(where: Path | str, folders: Iterable[str]) -> None:
+    """Raises InputError naming two folders that are one class, as `_` is a space: `big_cat` and
+    `big cat`.
+    """
+    known: dict[str, str] = {}
+    for folder in sorted(set(folders)):
+        first = known.setdefault(class_name(folder), folder)
+        if first != folder:
+            raise InputError(
+                f"{where}: the folders {quoted(first)} and {quoted(folder)} are one class, "
+                f"{quoted(class_name(folder))}; merge them, or rename one"
+            )
+
+
+def lines_in(content: bytes, where: Path | str) -> list[str]:
+    """The lines of a text file in UTF-8, with or without a byte-order mark; what some count as
+    line ends besides (U+2028, form feeds) is left in them.
+
+    Raises InputError naming the first line that is no UTF-8.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{where}: is no UTF-8 text (line {line}: {error.reason}); save it as UTF-8"
+        ) from None
+    lines = re.split(r"\r\n|\r|\n", text)
+    return lines[:-1] if not lines[-1] else lines
 
 
 def check_depths(where: Path | str, names: Iterable[str]) -> None:

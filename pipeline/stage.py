@@ -22,6 +22,7 @@ from pipeline.artifacts import keeps_parts, write_json
 from pipeline.code import edited_since
 from pipeline.errors import InputError, is_disk_full
 from pipeline.owner import end_with_dvc
+from pipeline.pictures import Pictures
 from pipeline.tracking import journal, record
 from pipeline.written import check_replaceable, note_written
 
@@ -142,11 +143,22 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def warn_of_other_files(path: Path, passed_over: dict[str, int]) -> None:
-    """What stands among the pictures of a dataset and is not read."""
-    if passed_over:
-        kinds = ", ".join(f"{count} {ending}" for ending, count in list(passed_over.items())[:5])
-        warn(f"{path}: files among the pictures that are no pictures are passed over: {kinds}")
+def warn_of_other_files(pictures: Pictures) -> None:
+    """What was noted while a dataset was read, what stands among its pictures and is not read, and
+    classes without pictures.
+    """
+    for note in pictures.notes:
+        warn(note)
+    if pictures.passed_over:
+        found = list(pictures.passed_over.items())
+        kinds = ", ".join(f"{count} {ending}" for ending, count in found[:5])
+        warn(f"{pictures.path}: files that are no pictures that are read are passed over: {kinds}")
+    if empty := pictures.empty_folders:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        warn(
+            f"{pictures.path}: {', '.join(empty[:5])}{more}: no pictures, so no class; add some, "
+            "or remove the folder"
+        )
 
 
 def warn_of_left_overs(folder: Path, entries: Iterable[str]) -> None:

@@ -117,7 +117,7 @@ def check(dataset: Dataset, samples: pl.DataFrame, name: str, b: Benchmark) -> N
     for remark in remarks(name, b, dataset):
         warn(remark)
     if dataset.split == "own":
-        warn_of_other_files(dataset.pictures.path, dataset.pictures.passed_over)
+        warn_of_other_files(dataset.pictures)
 
 
 def all_views(

@@ -45,7 +45,7 @@ def main():
     p = load_params(args.params, READS, table=args.table, name=args.name)
     pictures = Pictures(p.path)
     table = read_labelled(pictures, p.per_class, p.seed, p.list, p.names)
-    warn_of_other_files(pictures.path, pictures.passed_over)
+    warn_of_other_files(pictures)
     backbone = load_backbone(p.backbone.path)
     check_prompts(backbone, table["name"].unique(maintain_order=True).to_list(), "{}.", p.path)
     with resumable_folder(args.out, fingerprint((p, args.name), p.path, p.backbone.path)) as work:

@@ -228,6 +228,7 @@ def test_rooms_point_one_way():
     """
     order = [
         "errors",
+        "zips",
         "ahead",
         "apart",
         "pictures",

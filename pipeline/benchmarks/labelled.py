@@ -27,8 +27,16 @@ from pipeline.benchmarks.schemas import labelled_schema
 from pipeline.benchmarks.views import opened
 from pipeline.clip.backbone import Backbone, image_features, viewed
 from pipeline.episodes.tasks import Pool, ReadPictures
-from pipeline.errors import InputError
-from pipeline.pictures import Pictures, check_classes, check_depths, class_name, same_words
+from pipeline.errors import InputError, quoted
+from pipeline.pictures import (
+    Pictures,
+    check_classes,
+    check_depths,
+    check_spellings,
+    class_name,
+    lines_in,
+    same_words,
+)
 
 PER_SHARD = 1000  # pictures
 # pictures that are read to have one of them; fewer would make the files' footers long
@@ -42,16 +50,20 @@ def by_folder(pictures: Pictures) -> list[Row]:
     """`[train/][<domain>/]<class>/<picture>`; where there is a train/, the rest (a test part) is
     left alone. `_` in a folder's name is a space in the class's.
     """
-    train = [name for name in pictures.names if name.casefold().startswith("train/")]
-    rows = []
+    top = pictures.top_folder(lambda name: name.casefold().startswith(("train/", "test/")))
+    top = top or pictures.top_folder(lambda name: name.count("/") in (1, 2))
+    train = [n for n in pictures.names if n.removeprefix(top).casefold().startswith("train/")]
+    rows, folders = [], set()
     for name in train or pictures.names:
-        parts = name.split("/")[1 if train else 0 :]
+        parts = name.removeprefix(top).split("/")[1 if train else 0 :]
         if len(parts) not in (2, 3):
             raise InputError(
                 f"{pictures.path}: '{name}' does not fit [train/][<domain>/]<class>/<picture>; "
                 "sort the pictures into that layout"
             )
+        folders.add(parts[-2])
         rows.append((name, class_name(parts[-2]), parts[0] if len(parts) == 3 else ""))
+    check_spellings(pictures.path, folders)
     check_depths(pictures.path, train or pictures.names)
     check_classes(pictures.path, {name for _, name, _ in rows})
     return rows
@@ -59,7 +71,7 @@ def by_folder(pictures: Pictures) -> list[Row]:
 
 def _lines(pictures: Pictures, name: str) -> list[str]:
     try:
-        return pictures.read(name).decode("utf-8", "replace").splitlines()
+        return lines_in(pictures.read(name), pictures.path / name)
     except (KeyError, OSError):
         raise InputError(
             f"{pictures.path}: there is no file '{name}' in it; 'list' and 'names' of an entry of "
@@ -83,14 +95,21 @@ def by_list(pictures: Pictures, list_file: str, names_file: str) -> list[Row]:
         for line in _lines(pictures, names_file)
     ]
     spelled: dict[str, str] = {}
-    names = [spelled.setdefault(same_words(name), name) for name in names]
-    present, classes = set(pictures.names), {}
+    spellings = {name: spelled.setdefault(same_words(name), name) for name in names}
+    for name, first in spellings.items():
+        if name != first:
+            pictures.notes.append(
+                f"{pictures.path / names_file}: '{first}' and '{name}' are one class, as no prompt "
+                "tells them apart"
+            )
+    names = [spellings[name] for name in names]
+    present, classes, repeated = set(pictures.names), {}, 0
     for number, line in enumerate(_lines(pictures, list_file), 1):
         where = f"{pictures.path / list_file}, line {number}"
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdecimal():
             raise InputError(
-                f"{where}: '{line}' is not '<picture> <label>' with a number as the label"
+                f"{where}: {quoted(line)} is not '<picture> <label>' with a number as the label"
             )
         if int(label) >= len(names) or not names[int(label)]:
             raise InputError(
@@ -99,14 +118,19 @@ def by_list(pictures: Pictures, list_file: str, names_file: str) -> list[Row]:
             )
         if name not in present:
             raise InputError(
-                f"{where}: {pictures.path} has no picture '{name}'; remove the line, or add the "
-                "file"
+                f"{where}: {pictures.path} has no picture {quoted(name)}; remove the line, or "
+                "add the file"
             )
+        repeated += name in classes
         if classes.setdefault(name, names[int(label)]) != names[int(label)]:
             raise InputError(
                 f"{where}: '{name}' is listed as '{classes[name]}' and as '{names[int(label)]}'; "
                 "leave one of the two"
             )
+    if repeated:
+        pictures.notes.append(
+            f"{pictures.path / list_file}: {repeated} lines repeat a picture; each counts once"
+        )
     return [(name, classes[name], "") for name in sorted(classes)]
 
 

@@ -9,7 +9,13 @@ import pyarrow as pa
 
 from pipeline.benchmarks.schemas import SAMPLES
 from pipeline.errors import InputError
-from pipeline.pictures import Pictures, check_classes, check_depths, class_name
+from pipeline.pictures import (
+    Pictures,
+    check_classes,
+    check_depths,
+    check_spellings,
+    class_name,
+)
 
 
 def half_of(label: int, classes: int) -> str:
@@ -33,9 +39,10 @@ def samples_table(rows: Sequence[Row]) -> pa.Table:
 
 def _in_parts(pictures: Pictures) -> list[tuple[str, str, str, str]]:
     """(part, domain, class, file) of every picture in `<train|test>/[<domain>/]<class>/`."""
-    found, of_part = [], {}
+    found, of_part, folders = [], {}, set()
+    top = pictures.top_folder(lambda name: name.partition("/")[0].casefold() in ("train", "test"))
     for name in pictures.names:
-        parts = name.split("/")
+        parts = name.removeprefix(top).split("/")
         part = parts[0].casefold()
         if len(parts) not in (3, 4) or part not in ("train", "test"):
             raise InputError(
@@ -44,9 +51,11 @@ def _in_parts(pictures: Pictures) -> list[tuple[str, str, str, str]]:
                 "layout"
             )
         of_part.setdefault(part, []).append(name)
+        folders.add(parts[-2])
         found.append((part, parts[1] if len(parts) == 4 else "", class_name(parts[-2]), name))
     for names in of_part.values():
         check_depths(pictures.path, names)
+    check_spellings(pictures.path, folders)
     return found
 
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import InputError
 from pipeline.pairs.tars import read_at, tar_files
+from pipeline.zips import entries_of
 
 
 def _tar_opener() -> Callable[[Path, str], bytes | None]:
@@ -57,11 +58,11 @@ def _opener(root: Path) -> Callable[[str], bytes | None]:
             f"{root}: neither a folder nor a complete zip file; 'source.pictures' must name one"
         )
     archive, lock = zipfile.ZipFile(root), threading.Lock()
-    names = set(archive.namelist())
+    entries = entries_of(archive)[0]
 
     def from_zip(name: str) -> bytes | None:
         with lock:
-            return archive.read(name) if name in names else None
+            return archive.read(entries[name]) if name in entries else None
 
     return from_zip
 

@@ -12,16 +12,23 @@ import pyarrow as pa
 from pipeline.benchmarks.params import Split
 from pipeline.benchmarks.reader import check_domains, numbered
 from pipeline.errors import InputError
-from pipeline.pictures import Pictures, check_classes, class_name
+from pipeline.pictures import Pictures, check_classes, check_spellings, class_name
 
 BETWEEN = "images"  # Office-31 has a folder of that name in each domain
+
+
+def _fits(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 3 or (len(parts) == 4 and parts[1] == BETWEEN)
 
 
 def _placed(pictures: Pictures) -> dict[tuple[str, str], list[str]]:
     """(domain, class) → its files, in path order."""
     found: dict[tuple[str, str], list[str]] = {}
+    folders = set()
+    top = pictures.top_folder(_fits)
     for name in pictures.names:
-        parts = name.split("/")
+        parts = name.removeprefix(top).split("/")
         if len(parts) == 4 and parts[1] == BETWEEN:
             del parts[1]
         if len(parts) != 3:
@@ -29,7 +36,9 @@ def _placed(pictures: Pictures) -> dict[tuple[str, str], list[str]]:
                 f"{pictures.path}: '{name}' does not fit <domain>/<class>/<picture>; name the "
                 "folder of the domains in 'path', or sort the pictures into that layout"
             )
+        folders.add(parts[1])
         found.setdefault((parts[0], class_name(parts[1])), []).append(name)
+    check_spellings(pictures.path, folders)
     return found
 
 

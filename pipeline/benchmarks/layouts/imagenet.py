@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.benchmarks.layouts.items import Item, Parts, class_folders, lines_of, pictures_in
-from pipeline.errors import InputError
+from pipeline.errors import InputError, quoted
 
 
 def _names(top: Path) -> tuple[Path, dict[str, str]]:
@@ -33,7 +33,7 @@ def _names(top: Path) -> tuple[Path, dict[str, str]]:
     for where, line in lines_of(path):
         synset, _, name = line.partition(" ")
         if not name:
-            raise InputError(f"{where}: '{line[:80]}' is not '<synset> <name>'; mend it")
+            raise InputError(f"{where}: {quoted(line)} is not '<synset> <name>'; mend it")
         if synset <= before:
             raise InputError(
                 f"{where}: {synset} stands after {before}; the synsets must be in sorted order, "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.pictures import PICTURE, class_name, left_out, same_words
+from pipeline.pictures import PICTURE, class_name, left_out, lines_in, same_words
 
 
 class Item(NamedTuple):
@@ -27,8 +27,8 @@ Parts = dict[str, list[Item]]  # train, val, test; an empty list where a dataset
 
 
 def _names(parts: Parts, where: Path) -> dict[int, str]:
-    """Label → name; InputError for a label of two names, and for a picture in two parts."""
-    place: dict[str, str] = {}
+    """Label → name; InputError for a label of two names, and for a picture that is listed twice."""
+    place: dict[str, tuple[str, Item]] = {}
     names: dict[int, str] = {}
     for part, items in parts.items():
         for item in items:
@@ -37,10 +37,19 @@ def _names(parts: Parts, where: Path) -> dict[int, str]:
                     f"{where}: label {item.label} is '{names[item.label]}' and, of {item.file} in "
                     f"{part}, '{item.name}'; give it one name"
                 )
-            if place.setdefault(item.file, part) != part:
+            earlier, first = place.setdefault(item.file, (part, item))
+            if earlier != part:
                 raise InputError(
-                    f"{where}: {item.file} is in {place[item.file]} and in {part}; leave it in "
-                    "one of them"
+                    f"{where}: {item.file} is in {earlier} and in {part}; leave it in one of them"
+                )
+            if first is not item:
+                labels = (
+                    "twice"
+                    if first.label == item.label
+                    else f"as '{first.name}' and as '{item.name}'"
+                )
+                raise InputError(
+                    f"{where}: {item.file} is in {part} {labels}; leave one of the two rows"
                 )
     return names
 
@@ -168,18 +177,16 @@ def no_such_list(path: Path) -> InputError:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return "\n".join(lines_in(path.read_bytes(), path))
     except FileNotFoundError:
         raise no_such_list(path) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no UTF-8 text ({error}); obtain it again") from None
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, str]]:
     """("file, line n", stripped line) of the lines that are not empty. Raises InputError if
     there is no such file, or no text in it.
     """
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             yield f"{path}, line {number}", line.strip()
 

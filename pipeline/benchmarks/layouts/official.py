@@ -22,7 +22,7 @@ from pipeline.benchmarks.layouts.items import (
     pictures_in,
     split_in_three,
 )
-from pipeline.errors import InputError
+from pipeline.errors import InputError, quoted
 
 CALTECH_NAMES = {
     "airplanes": "airplane",
@@ -52,7 +52,7 @@ def _fields(path: Path, form: str) -> list[tuple[str, dict[str, str]]]:
         match = re.fullmatch(form, line)
         if not match:
             raise InputError(
-                f"{where}: '{line[:80]}' is not what this list should hold; obtain it again"
+                f"{where}: {quoted(line)} is not what this list should hold; obtain it again"
             )
         found.append((where, match.groupdict()))
     return found
@@ -230,7 +230,7 @@ def fgvc_aircraft(top: Path, folder: str) -> Parts:
         for where, f in rows:
             if f["name"] not in label:
                 raise InputError(
-                    f"{where}: '{f['name']}' is not in variants.txt; obtain both again"
+                    f"{where}: {quoted(f['name'])} is not in variants.txt; obtain both again"
                 )
         return [Item(f"{folder}/{f['number']}.jpg", label[f["name"]], f["name"]) for _, f in rows]
 
