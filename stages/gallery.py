@@ -28,6 +28,7 @@ from pipeline.report.gallery import topic_cards
 from pipeline.report.params import Gallery
 from pipeline.stage import output, parser, progress, run
 
+KINDS = {"out": output}
 INPUTS = {
     "pairs": "Parquet: one row per caption",
     "shards": "folder of picture shards",
@@ -93,8 +94,7 @@ def on_the_map(
 def main():
     cli = parser(__doc__)
     for name, what in INPUTS.items():
-        kind = output if name == "out" else Path
-        cli.add_argument(f"--{name}", type=kind, required=True, help=what)
+        cli.add_argument(f"--{name}", type=KINDS.get(name, Path), required=True, help=what)
     args = cli.parse_args()
     p = load_params(args.params, READS)
     pairs = read_pairs(args.pairs, ["key", "status", "error", "shard"])

@@ -40,6 +40,7 @@ READS = {
     "seeds": ("few_shot.seeds", Seeds),
     "report": ("report", Report),
 }
+KINDS = {"out": output}
 INPUTS = {
     "gallery": "JSON: the data as a person looks at it",
     "starts": "folder of starts by method",
@@ -157,8 +158,7 @@ def write_beside(folder: Path, tables: list[ResultTable], plotted: dict[str, pl.
 def main():
     cli = parser(__doc__)
     for name, what in INPUTS.items():
-        kind = output if name == "out" else Path
-        cli.add_argument(f"--{name}", type=kind, required=True, help=what)
+        cli.add_argument(f"--{name}", type=KINDS.get(name, Path), required=True, help=what)
     args = cli.parse_args()
     p = load_params(args.params, READS)
     titles, benchmarks = p.methods.called, judged_on(p.protocols)

@@ -79,17 +79,8 @@ def _lines(pictures: Pictures, name: str) -> list[str]:
         ) from None
 
 
-def by_list(pictures: Pictures, list_file: str, names_file: str) -> list[Row]:
-    """WebVision's layout: a list of lines `<picture> <label>`, and the names of the labels, one a
-    line from label 0.
-
-    A name ends at its first comma (`tench, Tinca tinca`), a synset's number before it is left out.
-    Labels of one name are one class: a prompt could not tell them apart (ImageNet's "Cardigan" is
-    a dog, its "cardigan" is knitted); the first spelling stays. There are no domains.
-
-    Raises InputError naming the line: no number at its end, a label without a name, a picture that
-    is not there, or one that is listed under two classes.
-    """
+def _names_of(pictures: Pictures, names_file: str) -> list[str]:
+    """The class of every label; names that are one prompt are one class, which is noted."""
     names = [
         SYNSET.sub("", line.strip(), count=1).partition(",")[0].strip()
         for line in _lines(pictures, names_file)
@@ -102,7 +93,21 @@ def by_list(pictures: Pictures, list_file: str, names_file: str) -> list[Row]:
                 f"{pictures.path / names_file}: '{first}' and '{name}' are one class, as no prompt "
                 "tells them apart"
             )
-    names = [spellings[name] for name in names]
+    return [spellings[name] for name in names]
+
+
+def by_list(pictures: Pictures, list_file: str, names_file: str) -> list[Row]:
+    """WebVision's layout: a list of lines `<picture> <label>`, and the names of the labels, one a
+    line from label 0.
+
+    A name ends at its first comma (`tench, Tinca tinca`), a synset's number before it is left out.
+    Labels of one name are one class: a prompt could not tell them apart (ImageNet's "Cardigan" is
+    a dog, its "cardigan" is knitted); the first spelling stays. There are no domains.
+
+    Raises InputError naming the line: no number at its end, a label without a name, a picture that
+    is not there, or one that is listed under two classes.
+    """
+    names = _names_of(pictures, names_file)
     present, classes, repeated = set(pictures.names), {}, 0
     for number, line in enumerate(_lines(pictures, list_file), 1):
         where = f"{pictures.path / list_file}, line {number}"
