@@ -7,22 +7,21 @@ import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import open_clip
 import torch
-from open_clip.tokenizer import HFTokenizer
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.ahead import ahead, each_ahead
-from pipeline.artifacts import read_json
+from pipeline.clip.config import Config, beside, read_config
 from pipeline.clip.text import TextTower, text_tower
+from pipeline.clip.tokens import require_transformers, tokenizer
 from pipeline.clip.vision import VisionTower, vision_tower
+from pipeline.clip.weights import load_weights
 from pipeline.device import (
     FEWER_PICTURES,
     at_once,
@@ -68,121 +67,44 @@ class Backbone:
         return self.model.logit_scale.exp()
 
 
-# A buffer that older Hugging Face versions saved among the weights.
-OUTDATED = {"text.transformer.embeddings.position_ids"}
-
-
-def _check_weights(model: torch.nn.Module, weights: Path) -> None:
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    try:
-        with safe_open(weights, "pt") as file:
-            found = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}
-    except FileNotFoundError:
-        raise InputError(
-            f"{weights}: missing; put the backbone's weights there as safetensors, or change "
-            "'backbone.path'"
-        ) from None
-    except SafetensorError as error:
-        raise InputError(
-            f"{weights}: not a complete safetensors file ({error}); obtain it again"
-        ) from None
-    for name, shape in expected.items():
-        if name not in found:
-            raise InputError(
-                f"{weights}: has no tensor '{name}', which open_clip_config.json beside it calls "
-                "for; config and weights must belong together"
-            )
-        if found[name] != shape:
-            raise InputError(
-                f"{weights}: tensor '{name}' is {found[name]}, but open_clip_config.json beside "
-                f"it calls for {shape}; config and weights must belong together"
-            )
-    for name in found:
-        if name not in expected and name not in OUTDATED:
-            raise InputError(
-                f"{weights}: tensor '{name}' has no place in the model of open_clip_config.json "
-                "beside it; config and weights must belong together"
-            )
-
-
-def _build(config: dict[str, Any], folder: Path, config_path: Path):
+def _build(config: Config) -> Any:
     """The model of a config, with random weights. Towers of other libraries are built from files
-    in `folder` only.
+    beside it only.
     """
-    config = copy.deepcopy(config)
-    if "multimodal_cfg" in config:
-        raise InputError(
-            f"{config_path}: 'multimodal_cfg' makes it a CoCa model; only CLIP models with two "
-            "towers are known"
-        )
-    text, vision = config["text_cfg"], config["vision_cfg"]
-    custom = config.pop("custom_text", False)
-    if (text.get("hf_model_name") or text.get("hf_tokenizer_name")) and not find_spec(
-        "transformers"
-    ):
-        raise InputError(
-            f"{config_path}: reads text with Hugging Face's library, which is not here: "
-            "pip install transformers"
-        )
+    require_transformers(config)
+    values = copy.deepcopy(config.model)
+    text, vision = values["text_cfg"], values["vision_cfg"]
+    custom = values.pop("custom_text", False)
     if text.get("hf_model_name"):
         custom, text["hf_model_pretrained"] = True, False
         text["hf_model_name"] = str(
-            _local(folder, text["hf_model_name"], ("config.json",), "hf_model_name", config_path)
+            beside(config, text["hf_model_name"], ("config.json",), "hf_model_name")
         )
     if vision.get("timm_model_name"):
         vision["timm_model_pretrained"] = False
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    return kind(**config)
-
-
-def _local(folder: Path, name: str, files: tuple[str, ...], key: str, config_path: Path) -> Path:
-    """Where one of a text tower's Hugging Face `files` is: in a folder of that name beside the
-    config, or beside it directly.
-    """
-    for place in (folder / Path(name).name, folder):
-        if any((place / file).is_file() for file in files):
-            return place
-    raise InputError(
-        f"{config_path}: '{key}' is '{name}', but neither {folder / Path(name).name} nor {folder} "
-        f"holds its {' or '.join(files)}; put the Hugging Face model's config and tokenizer "
-        "files there (nothing is downloaded)"
-    )
-
-
-def _tokenizer(text: dict[str, Any], context: int, folder: Path, config_path: Path):
-    if text.get("tokenizer_mode"):
+    try:
+        model = kind(**values)
+    except Exception as error:  # open_clip's, timm's and Hugging Face's are many kinds
         raise InputError(
-            f"{config_path}: 'tokenizer_mode' is '{text['tokenizer_mode']}', which puts a token "
-            "behind the padding; prompts for that kind are not implemented, choose another "
-            "backbone"
-        )
-    key = "hf_tokenizer_name" if text.get("hf_tokenizer_name") else "hf_model_name"
-    if text.get(key):
-        place = _local(
-            folder, text[key], ("tokenizer_config.json", "tokenizer.json"), key, config_path
-        )
-        return HFTokenizer(
-            str(place),
-            context_length=context,
-            local_files_only=True,
-            **(text.get("tokenizer_kwargs") or {}),
-        )
-    vocabulary = folder / "bpe.txt.gz"
-    own = {"bpe_path": str(vocabulary)} if vocabulary.exists() else {}
-    return open_clip.SimpleTokenizer(context_length=context, **own)
+            f"{config.path}: not a config of an open_clip CLIP ({type(error).__name__}: {error})"
+        ) from None
+    _check_side(config, getattr(model.visual, "trunk", None))
+    return model
 
 
-def _load_weights(model: Any, weights: Path) -> None:
-    """Raises InputError naming the file if they do not fit, or are not all finite."""
-    _check_weights(model, weights)
-    with safe_open(weights, "pt") as file:
-        tensors = {k: file.get_tensor(k).float() for k in model.state_dict()}
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise InputError(
-                f"{weights}: tensor '{name}' holds numbers that are not finite; obtain it again"
-            )
-    model.load_state_dict(tensors)
+def _check_side(config: Config, trunk: Any) -> None:
+    """Raises InputError if a timm tower takes pictures of one size alone, and not of the config's:
+    open_clip does not tell it the config's.
+    """
+    size, patches = config.vision.get("image_size", 224), getattr(trunk, "patch_embed", None)
+    asked = tuple(size) if isinstance(size, list) else (size, size)
+    taken = getattr(patches, "img_size", None) if getattr(patches, "strict_img_size", 0) else None
+    if taken not in (None, asked):
+        raise InputError(
+            f"{config.path}: 'model_cfg.vision_cfg.image_size' is {size}, but timm's "
+            f"'{config.vision['timm_model_name']}' takes {taken[0]} × {taken[1]} pixels"
+        )
 
 
 def load_backbone(folder: Path | str) -> Backbone:
@@ -194,41 +116,27 @@ def load_backbone(folder: Path | str) -> Backbone:
     Raises InputError naming the file if the folder is incomplete or its weights do not fit its
     config.
     """
-    folder = Path(folder)
-    config_path, weights = folder / "open_clip_config.json", folder / "open_clip_model.safetensors"
-    config = read_json(config_path)
-    try:
-        model = _build(config["model_cfg"], folder, config_path)
-        preprocess = dict(config["preprocess_cfg"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        raise InputError(
-            f"{config_path}: not a config of an open_clip CLIP ({error}); it needs 'model_cfg' "
-            "and 'preprocess_cfg'"
-        ) from None
-    _load_weights(model, weights)
+    config = read_config(folder)
+    model = _build(config)
+    load_weights(model, config.path.parent)
     where = device()
     # the order in memory in which convolutions are fastest: a CNN is nearly twice as fast, while a
     # transformer's only one, of the patches, gives the same numbers
     model.visual.to(memory_format=torch.channels_last)
     model = model.eval().requires_grad_(False).to(where)
 
-    text = config["model_cfg"]["text_cfg"]
-    tokenizer = _tokenizer(text, text.get("context_length", 77), folder, config_path)
-    size = model.visual.image_size
+    preprocess, size = config.preprocess, model.visual.image_size
     preprocess["size"] = size[0] if isinstance(size, (tuple, list)) and size[0] == size[1] else size
     view = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**preprocess), is_train=False
     )
-    return Backbone(
-        model,
-        text_tower(model, tokenizer),
-        vision_tower(model),
-        tokenizer,
-        view,
-        preprocess,
-        config["model_cfg"]["embed_dim"],
-        where,
-    )
+    tokenize = tokenizer(config)
+    try:
+        text = text_tower(model, tokenize)
+    except InputError as error:
+        raise InputError(f"{config.path}: {error}") from None
+    vision, dim = vision_tower(model), config.model["embed_dim"]
+    return Backbone(model, text, vision, tokenize, view, preprocess, dim, where)
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -252,8 +160,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
 
 def side_read(folder: Path | str) -> int:
     """The pixels of the shorter side of what a backbone's vision tower reads."""
-    config = read_json(Path(folder) / "open_clip_config.json")
-    size = config["model_cfg"]["vision_cfg"].get("image_size", 224)  # open_clip's own default
+    size = read_config(folder).vision.get("image_size") or open_clip.CLIPVisionCfg.image_size
     return min(size) if isinstance(size, list) else size
 
 

@@ -27,11 +27,12 @@ LONGEST = 1024  # tokens, until which a text's length is told exactly
 
 @dataclass(frozen=True)
 class Pieces:
-    """Token embeddings of n texts, opened where context tokens go.
+    """Token ids of n texts, opened where context tokens go. Embeddings are made of as many as are
+    encoded together: those of 21,000 padded texts are gigabytes.
 
     Attributes:
-        start: (n, s, d) what stands before the context: the start token, or nothing (s = 0).
-        rest: (n, r, d) the text's tokens, its end token, and padding up to the longest.
+        start: (n, s) what stands before the context: the start token, or nothing (s = 0).
+        rest: (n, r) the text's tokens, its end token, and padding up to the longest.
         end: (n,) position of the end token within `rest`.
     """
 
@@ -45,12 +46,14 @@ class TextTower:
 
     Attributes:
         width: d, size of a token embedding. room: positions there are. layers: blocks.
+        vocabulary: tokens that have an embedding.
         starts: tokens before the text, which the context goes behind. end_id: the token behind it.
     """
 
     width: int
     room: int
     layers: int
+    vocabulary: int
     device: torch.device
     padded = False  # every text is padded to `room`, and the padding takes part
 
@@ -72,19 +75,41 @@ class TextTower:
         """(n, length, d) embeddings whose end token stands at `end` → (n, e), not normalised."""
         raise NotImplementedError
 
+    def ids(self, texts: Sequence[str], **length: int) -> Tensor:
+        """(n, context) token ids; InputError for a token that has no embedding."""
+        found = self.tokenize(list(texts), **length)
+        highest, row = found.max(dim=1).values.max(dim=0)
+        if highest >= self.vocabulary:
+            raise InputError(
+                f"'{texts[int(row)]}' has token {int(highest)} of the backbone's tokenizer, but "
+                f"its text tower knows {self.vocabulary}; they do not belong together"
+            )
+        return found.to(self.device)
+
     def split(self, texts: Sequence[str]) -> Pieces:
-        ids = self.tokenize(list(texts)).to(self.device)
+        ids = self.ids(texts)
         end = self.ends(ids)
-        embeddings = self.embed(ids if self.padded else ids[:, : int(end.max()) + 1])
-        return Pieces(embeddings[:, : self.starts], embeddings[:, self.starts :], end - self.starts)
+        ids = ids if self.padded else ids[:, : int(end.max()) + 1]
+        return Pieces(ids[:, : self.starts], ids[:, self.starts :], end - self.starts)
 
     def lengths(self, texts: Sequence[str], pieces: Pieces) -> list[int]:
         """Tokens of the texts that `split` made pieces of, with those around them; tokenizers cut
         without a word what does not fit, but here they count up to `LONGEST`.
         """
-        ends = pieces.end + self.starts
+        return self._lengths(texts, pieces.end + self.starts)
+
+    def counted(self, texts: Sequence[str]) -> list[int]:
+        """`lengths` of any number of texts, of which `TEXTS_AT_ONCE` are looked at together."""
+        return [
+            length
+            for first in range(0, len(texts), TEXTS_AT_ONCE)
+            for part in [texts[first : first + TEXTS_AT_ONCE]]
+            for length in self._lengths(part, self.ends(self.ids(part)))
+        ]
+
+    def _lengths(self, texts: Sequence[str], ends: Tensor) -> list[int]:
         if int(ends.max()) == self.room - 1:
-            ends = self.ends(self.tokenize(list(texts), context_length=max(LONGEST, self.room)))
+            ends = self.ends(self.ids(texts, context_length=max(LONGEST, self.room)))
         return (ends + 1).tolist()
 
     def features(
@@ -98,23 +123,22 @@ class TextTower:
 
         Raises InputError if context and text do not fit the tower's positions.
         """
-        parts = [pieces.start, *([] if context is None else [context]), pieces.rest]
         count = 0 if context is None else context.shape[1]
-        embeddings, end = torch.cat(parts, dim=1), pieces.end + self.starts + count
+        end = pieces.end + self.starts + count
         if int(end.max()) >= self.room:
             raise InputError(
                 f"{count} context tokens and a text of {int(pieces.end.max())} tokens do not fit "
                 f"the text tower's {self.room} positions; lower 'context_tokens' or shorten "
                 "the class name"
             )
-        embeddings = embeddings[:, : self.room]  # a padded text gives way at its end
-        features = in_parts(
-            lambda part, ends, tokens: self.encode(part, ends, tokens, self.starts),
-            TEXTS_AT_ONCE,
-            embeddings,
-            end,
-            deep,
-        )
+
+        def encode(start, rest, ends, tokens, deeper):
+            parts = [self.embed(start), *([] if tokens is None else [tokens]), self.embed(rest)]
+            embeddings = torch.cat(parts, dim=1)[:, : self.room]  # padding gives way at its end
+            return self.encode(embeddings, ends, deeper, self.starts)
+
+        together = (pieces.start, pieces.rest, end, context, deep)
+        features = in_parts(encode, TEXTS_AT_ONCE, *together)
         return F.normalize(features, dim=-1)
 
 
@@ -134,10 +158,26 @@ class TransformerText(TextTower):
             )
         self.device = module.positional_embedding.device
         self.room, self.width = module.positional_embedding.shape
+        self.vocabulary = module.token_embedding.num_embeddings
         self.layers = len(module.transformer.resblocks)
         # Under the causal mask nothing behind the end token reaches it, so the sequence is cut
         # there.
         self.padded = module.attn_mask is None or self.pool not in ("argmax", "eos")
+        self._check_pool()
+
+    def _check_pool(self) -> None:
+        """Raises InputError if what is taken for a text's feature stands elsewhere than at its end
+        token.
+        """
+        letter = self.tokenize(["a"])
+        taken = int(self.ends(letter))
+        if letter[0, taken] != self.end_id:
+            what = f"'eos_id' {self.eos}" if self.pool == "eos" else "the highest token"
+            raise InputError(
+                f"'text_cfg.pool_type' is '{self.pool}', which takes {what} for a text's end, but "
+                f"the tokenizer ends a text with token {self.end_id}; config and tokenizer must "
+                "belong together"
+            )
 
     def ends(self, ids: Tensor) -> Tensor:
         if self.pool == "argmax":
@@ -181,7 +221,14 @@ class HuggingFaceText(TextTower):
             getattr(config, "max_position_embeddings", tokenize.context_length),
             tokenize.context_length,
         )
-        self.device = module.transformer.get_input_embeddings().weight.device
+        embedding = module.transformer.get_input_embeddings()
+        self.device, self.vocabulary = embedding.weight.device, embedding.num_embeddings
+        if config.pad_token_id != tokenize.tokenizer.pad_token_id:
+            raise InputError(
+                f"its tokenizer pads with token {tokenize.tokenizer.pad_token_id}, but the Hugging "
+                f"Face model's config.json has 'pad_token_id' {config.pad_token_id}; they must "
+                "belong together"
+            )
 
     def ends(self, ids: Tensor) -> Tensor:
         return (ids != self.module.config.pad_token_id).sum(dim=-1) - 1

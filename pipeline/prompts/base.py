@@ -130,7 +130,7 @@ def words_or_random(
     if words == RANDOM:
         return random_rows(count, tower.width, generator, backbone.device)
     pieces = tower.split([words or FOUR_WORDS])
-    found = pieces.rest[0, : int(pieces.end)]
+    found = tower.embed(pieces.rest[0, : int(pieces.end)])
     if words and len(found) != count:
         raise InputError(
             f"the initial words '{words}' are {len(found)} tokens of this backbone, but the "
@@ -177,11 +177,14 @@ def check_prompts(
     tower, known = backbone.text, {}
     texts = [in_words(name, template) for name in names]
     try:
-        require_room(tower, names, tower.lengths(texts, tower.split(texts)), 0)
+        require_room(tower, names, tower.counted(texts), 0)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    for name, ids in zip(names, tower.tokenize([in_words(n) for n in names]).tolist(), strict=True):
-        first = known.setdefault(tuple(ids), name)
+    alone = [in_words(name) for name in names]
+    parts = (alone[i : i + TEXTS_AT_ONCE] for i in range(0, len(names), TEXTS_AT_ONCE))
+    tokens = (row.tobytes() for part in parts for row in tower.tokenize(part).numpy())
+    for name, ids in zip(names, tokens, strict=True):
+        first = known.setdefault(ids, name)
         if first != name:
             raise InputError(
                 f"{where}: the classes '{first}' and '{name}' are one prompt to this backbone's "
@@ -190,7 +193,7 @@ def check_prompts(
 
 
 class NamedClasses:
-    """The class names' token embeddings, opened for a context (Eq 2), and the number of tasks
+    """The class names' tokens, opened for a context (Eq 2), and the number of tasks
     and classes.
     """
 
