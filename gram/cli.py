@@ -60,12 +60,17 @@ def usage(words: str) -> NoReturn:
 @app.command()
 def check(
     folder: Annotated[Path, typer.Argument(help=PICTURES)],
+    backbone: Backbone = None,
     as_json_: AsJson = False,
 ) -> None:
-    """What is in a folder, and all that is wrong with it; nothing is learned or written."""
+    """What is in a folder, and all that is wrong with it; nothing is learned or written.
+
+    With a backbone and 50 pictures or more it also tells whether the backbone names them better
+    with the other activation than its config says (GELU, QuickGELU).
+    """
     from gram.commands import check_folder
 
-    found = check_folder(folder)
+    found = check_folder(folder, backbone)
     if as_json_:
         as_json(found)
     else:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gram.activation import activation_note
 from gram.budget import said, within
 from gram.collection import examine, read_collection
 from gram.estimator import PromptClassifier
-from gram.inputs import Say
+from gram.inputs import Say, loaded
 from gram.looking import opened
 from gram.methods import titled
 from gram.model_folder import check_target, read_config
@@ -30,11 +31,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 UNSURE = "unsure"
+TEMPLATE = "a photo of a {}."  # of `gram check`, as `gram adapt` has by default
 MOST_NAMES = 100  # that a copy tries before it gives up
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
-    """Classes, notes and every problem of a folder, zip or CSV; every picture is opened."""
+def check_folder(folder: Path, backbone: str | None = None) -> dict[str, Any]:
+    """Classes, notes and every problem of a folder, zip or CSV; every picture is opened. With a
+    backbone, and where nothing is wrong, its activation is compared with the other one.
+    """
     found, problems = examine(folder)
     for row in range(len(found.files)):
         try:
@@ -49,6 +53,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"{len(alone)} classes have one picture ('{alone[0]}'): `gram adapt` needs two to hold "
             "one out, or --folds 0"
         )
+    if backbone and not problems:
+        notes += filter(None, [activation_note(*loaded(backbone), found, TEMPLATE)])
     return {
         "source": found.source,
         "pictures": len(found.files),
@@ -78,6 +84,8 @@ def adapt_folder(
     for note in collection.notes:
         say(f"note: {note}")
     ready = settings.prepared(collection, say)
+    if words := activation_note(ready.task.backbone, ready.place, collection, settings.template):
+        say(f"note: {words}")
     if ready.folds < settings.folds:
         say(f"note: {ready.folds} folds instead of {settings.folds}, as the smallest class allows")
     ready, seconds, left_out = within(ready, minutes)

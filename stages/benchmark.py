@@ -34,12 +34,13 @@ from pipeline.benchmarks.params import Benchmark, Count, Seeds
 from pipeline.benchmarks.protocols import Run
 from pipeline.benchmarks.schemas import PICTURES, SAMPLES, test_schema, views_schema
 from pipeline.benchmarks.sound import check_shots, remarks
-from pipeline.benchmarks.views import encode_test, encode_train
+from pipeline.benchmarks.views import encode_test, encode_train, opened
+from pipeline.clip.activation import compare_activations
 from pipeline.clip.backbone import Backbone, load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.params import load_params
 from pipeline.pictures import Pictures
-from pipeline.prompts.base import check_prompts
+from pipeline.prompts.base import check_prompts, in_words
 from pipeline.stage import output, parser, progress, run, warn, warn_of_other_files
 
 # As long as the usual context. The benchmark's own template may be longer: whoever makes prompts of
@@ -120,6 +121,20 @@ def check(dataset: Dataset, samples: pl.DataFrame, name: str, b: Benchmark) -> N
         warn_of_other_files(dataset.pictures)
 
 
+def check_activation(backbone: Backbone, dataset: Dataset, samples: pl.DataFrame) -> None:
+    """A warning if the other activation than the config's names test pictures better."""
+    test = samples.filter(pl.col("split") == "test")
+    files = test["file"].to_list()
+    words = compare_activations(
+        backbone,
+        lambda row: opened(dataset.pictures, files[row]),
+        test["name"].to_list(),
+        lambda name: in_words(name, FOUR_TOKENS),
+    )
+    if words:
+        warn(f"the backbone: {words}")
+
+
 def all_views(
     backbone: Backbone,
     pictures: Pictures,
@@ -151,6 +166,7 @@ def main():
     backbone = load_backbone(p.backbone.path)
     if b.layout not in IMAGENETS:  # the field lives with its names (docs/benchmarks.md)
         check_prompts(backbone, class_names(samples, "all"), FOUR_TOKENS, b.path)
+    check_activation(backbone, dataset, samples)
     draws = list(draws_of(b, p.draws, train))
     made_of = fingerprint((p, args.name), b.path, p.backbone.path)
     with kept_parts(args.out, made_of) as work:

@@ -111,7 +111,8 @@ def load_backbone(folder: Path | str) -> Backbone:
     """Loads the model of an open_clip folder; nothing is fetched from anywhere.
 
     The activation is the config's word alone: weights that were trained with QuickGELU (OpenAI's,
-    MetaCLIP's, DFN's) look like any others, so `model_cfg` must say `"quick_gelu": true` for them.
+    MetaCLIP's, DFN's) look like any others, so `model_cfg` must say `"quick_gelu": true` for them
+    (`compare_activations` asks labelled pictures).
 
     Raises InputError naming the file if the folder is incomplete or its weights do not fit its
     config.
