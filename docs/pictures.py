@@ -21,6 +21,7 @@ import plotly.io
 from PIL import Image, ImageColor
 
 from pipeline.artifacts import read_json
+from pipeline.image_file import open_picture
 
 SHOWN = 5  # pictures of a domain
 INK, MUTED = "#1d2733", "#66727f"
@@ -32,9 +33,8 @@ def save(figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", metadata={"Software": None}, bbox_inches="tight")
     plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-        path, optimize=True
-    )
+    shown = open_picture(drawn.getvalue())
+    shown.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def colours(marker: Any, count: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def domains(gallery: dict, name: str | None, path: Path) -> str:
             cells[row, column].axis("off")
         for row, picture in enumerate(domain["pictures"][:SHOWN]):
             content = base64.b64decode(picture.partition(",")[2])
-            cells[row, column].imshow(Image.open(io.BytesIO(content)))
+            cells[row, column].imshow(open_picture(content))
         cells[0, column].set_title(
             f"domain {column + 1}\n{domain['size']} pictures", fontsize=7, color=MUTED
         )

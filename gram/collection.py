@@ -20,6 +20,7 @@ from PIL import Image
 
 from gram.looking import opened
 from pipeline.errors import InputError
+from pipeline.image_file import Unreadable
 from pipeline.pictures import Pictures, class_name, same_words
 from pipeline.zips import entries_of
 
@@ -165,7 +166,10 @@ def _without_copies(found: Collection) -> tuple[Collection, list[str]]:
     for file in found.files:
         try:
             digests.append(hashlib.sha256(found.read(file)).hexdigest())
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except (
+            *(OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError),
+            Unreadable,
+        ) as error:
             reason = getattr(error, "strerror", None) or error
             problems.append(
                 f"{found.source}: '{file}' cannot be read ({reason}); replace or remove it"

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # of probabilities
 OPSET = 18
+OPENING = (
+    "8-bit RGB of the first frame, upright by EXIF, composed on white where it is transparent; "
+    "then open_clip's transform for tests, of 'preprocessing': resized, its centre cropped"
+)
 EXTRA = "needs the extra [onnx]: pip install '.[onnx]' where this project lies"
 
 
@@ -46,6 +50,7 @@ def _side(preprocess: dict) -> tuple[int, int]:
 def _metadata(model: PromptClassifier) -> dict[str, str]:
     return {
         "classes": json.dumps(model.classes_.tolist(), ensure_ascii=False),
+        "opening": OPENING,
         "preprocessing": json.dumps(model.backbone_.preprocess),
         "backbone_sha256": model.digest_,
         "method": model.method_,

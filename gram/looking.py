@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from pipeline.benchmarks.views import AugmentedViews
-from pipeline.clip.backbone import Backbone, image_features, open_picture
+from pipeline.clip.backbone import Backbone, image_features
 from pipeline.errors import InputError
+from pipeline.image_file import Unreadable, open_picture
 
 BATCH = 64  # views in the tower at once: ViT-B/16 takes 0.3 GB for them
 
@@ -21,7 +22,7 @@ BATCH = 64  # views in the tower at once: ViT-B/16 takes 0.3 GB for them
 def as_bytes(picture: Any) -> bytes:
     """A file's content: of a path, of bytes themselves, or of a PIL picture.
 
-    A PIL picture is packed without loss, so that all pictures are opened in one way.
+    A PIL picture is packed as it is opened, so that all pictures are seen in one way.
     """
     if isinstance(picture, bytes):
         return picture
@@ -29,7 +30,7 @@ def as_bytes(picture: Any) -> bytes:
         return Path(picture).read_bytes()
     if isinstance(picture, Image.Image):
         packed = io.BytesIO()
-        picture.save(packed, "tiff", exif=picture.getexif())  # it says which side is up
+        open_picture(picture).save(packed, "bmp")
         return packed.getvalue()
     raise InputError(
         f"a {type(picture).__name__} is no picture; give paths, PIL pictures, or a folder"
@@ -40,13 +41,11 @@ def opened(name: str, content: Callable[[], bytes]) -> Image.Image:
     """An RGB picture; InputError naming it if there is none in the file."""
     try:
         return open_picture(content())
+    except Unreadable as error:
+        raise InputError(f"{name}: {error}; replace or remove it") from None
     except InputError:
         raise
-    except UnidentifiedImageError:  # Pillow's own words name an address in memory
-        raise InputError(
-            f"{name}: its content is no picture of a known format; replace or remove it"
-        ) from None
-    except Exception as error:  # PIL raises many kinds for damaged files
+    except Exception as error:  # those of a zip's entries, too
         raise InputError(
             f"{name}: not a picture that can be read ({error}); replace or remove it"
         ) from None

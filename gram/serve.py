@@ -20,11 +20,11 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from gram.estimator import PromptClassifier
-from gram.looking import opened
 from gram.report import template, thumbnail
 from gram.trust import sets
 from pipeline.artifacts import replacing
 from pipeline.errors import InputError
+from pipeline.image_file import TooLarge, Unreadable, identified, open_picture
 from pipeline.pictures import folder_name
 
 MOST_BYTES = 20 << 20
@@ -35,18 +35,11 @@ TOP, NEAR = 3, 3
 def checked(content: bytes) -> Image.Image:
     """The picture; 413 if it would unpack to too many pixels, 415 if it is none."""
     try:
-        with Image.open(io.BytesIO(content)) as asked:
-            pixels = asked.width * asked.height
-    except Image.DecompressionBombError:
-        pixels = MOST_PIXELS + 1
-    except Exception:  # PIL raises many kinds for what is no picture
-        raise HTTPException(415, "not a picture that can be read") from None
-    if pixels > MOST_PIXELS:
-        raise HTTPException(413, f"more than {MOST_PIXELS // 1_000_000} million pixels")
-    try:
-        return opened("it", lambda: content)
-    except InputError as error:
-        raise HTTPException(415, str(error)) from None
+        return open_picture(content, MOST_PIXELS)
+    except TooLarge as error:
+        raise HTTPException(413, str(error)) from None
+    except Unreadable as error:
+        raise HTTPException(415, f"not a picture that can be read: {error}") from None
 
 
 class Answers:
@@ -86,7 +79,7 @@ class Answers:
 def keep(content: bytes, label: str, corrections: Path) -> Path:
     """Files a picture under its class, by its digest, so that none takes another's place."""
     checked(content)
-    with Image.open(io.BytesIO(content)) as asked:
+    with identified(io.BytesIO(content)) as asked:
         kind = "jpg" if asked.format == "JPEG" else (asked.format or "png").lower()
     path = corrections / folder_name(label) / f"{hashlib.sha256(content).hexdigest()[:16]}.{kind}"
     with replacing(path) as temporary:

@@ -10,16 +10,19 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from textwrap import shorten
 from urllib.parse import unquote
 
 from pipeline.errors import InputError, quoted
+from pipeline.image_file import known
 from pipeline.zips import entries_of
 
-PICTURE = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|bmp|gif|tiff?|ppm|pgm|jp2|avif)$", re.IGNORECASE)
+PICTURE = re.compile(rf"\.({'|'.join(chain(*known().values()))})$", re.IGNORECASE)
 OTHER_PICTURE = re.compile(
-    r"\.(hei[cf]|svg|eps|ps|psd|jxl|raw|dng|cr[23]|nef|arw|orf|rw2|raf|ico|tga|jpf|jpx|exr|hdr|xcf)$",
+    r"\.(hei[cf]|svg|eps|ps|psd|jxl|raw|dng|cr[23]|nef|arw|orf|rw2|raf|ico|tga|p[pgbn]m|jp[2fx]|exr|hdr"
+    r"|xcf)$",
     re.IGNORECASE,
 )
 SYNSET = re.compile(r"n\d{8}")

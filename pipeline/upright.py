@@ -28,11 +28,12 @@ def orientation(picture: Image.Image) -> int:
     return found if found in TURNED else 1
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned and mirrored as its EXIF note asks for.
-
-    Raises whatever PIL does if the file is damaged.
+def upright(picture: Image.Image, lies: int) -> Image.Image:
+    """The picture turned and mirrored as EXIF's orientation asks for, and without the note then,
+    which is not true of it any more.
     """
-    picture.load()
-    lies = orientation(picture)
-    return picture.transpose(TURNED[lies]) if lies in TURNED else picture
+    if lies not in TURNED:
+        return picture
+    turned = picture.transpose(TURNED[lies])
+    turned.info.clear()
+    return turned

@@ -25,6 +25,7 @@ def test_the_graph_answers_as_torch_does(model, tmp_path):
     told = session.get_modelmeta().custom_metadata_map
     assert json.loads(told["classes"]) == ["bus", "lion", "sea star"]
     assert json.loads(told["preprocessing"])["mean"] == [0.5, 0.5, 0.5]
+    assert "composed on white" in told["opening"] and "centre cropped" in told["opening"]
     for count in (1, 2, 5):
         pictures = [picture((40 * i, 90, 90), i) for i in range(count)]
         views = [model.backbone_.test_view(p) for p in pictures]

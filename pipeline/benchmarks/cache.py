@@ -16,9 +16,9 @@ from pipeline.ahead import ahead
 from pipeline.artifacts import from_vectors, open_table, read_table, vector_dim
 from pipeline.benchmarks.schemas import PICTURES, SAMPLES, test_schema, views_schema
 from pipeline.benchmarks.views import AugmentedViews
-from pipeline.clip.backbone import open_picture
 from pipeline.device import at_once, sent, waiting
 from pipeline.errors import InputError
+from pipeline.image_file import open_picture
 from pipeline.prompts.base import PromptMethod
 
 CHUNK = 512  # test pictures that are judged at once, unless PICTURES_AT_ONCE says otherwise

@@ -15,8 +15,9 @@ from PIL import Image
 from torchvision import transforms
 
 from pipeline.artifacts import remembered
-from pipeline.clip.backbone import Backbone, image_features, open_picture, viewed
+from pipeline.clip.backbone import Backbone, image_features, viewed
 from pipeline.errors import InputError
+from pipeline.image_file import Unreadable, open_picture
 from pipeline.pictures import Pictures
 
 PART = 2000  # test pictures whose features are kept together when a stage is stopped
@@ -29,9 +30,10 @@ def opened(pictures: Pictures, name: str, content: bytes | None = None) -> Image
     """
     try:
         return open_picture(pictures.read(name) if content is None else content)
-    except Exception as error:  # PIL raises many kinds for damaged files
+    except Exception as error:  # those of a zip's entries, too
+        reason = error if isinstance(error, Unreadable) else f"cannot be read ({error})"
         raise InputError(
-            f"{pictures.path}: picture '{name}' cannot be read ({error}); replace or remove it"
+            f"{pictures.path}: picture '{name}': {reason}; replace or remove it"
         ) from None
 
 

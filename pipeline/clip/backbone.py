@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pipeline.ahead import ahead, each_ahead
+from pipeline.clip.centre import make_test_view
 from pipeline.clip.config import Config, beside, read_config
 from pipeline.clip.text import TextTower, text_tower
 from pipeline.clip.tokens import require_transformers, tokenizer
@@ -33,7 +32,7 @@ from pipeline.device import (
     within_memory,
 )
 from pipeline.errors import InputError
-from pipeline.upright import upright
+from pipeline.image_file import open_picture as open_picture  # for all who view pictures
 
 Item = TypeVar("Item")
 VIEWS_AHEAD = 64  # that wait for their batch: enough for any number of threads to be busy
@@ -128,9 +127,7 @@ def load_backbone(folder: Path | str) -> Backbone:
 
     preprocess, size = config.preprocess, model.visual.image_size
     preprocess["size"] = size[0] if isinstance(size, (tuple, list)) and size[0] == size[1] else size
-    view = open_clip.transform.image_transform_v2(
-        open_clip.transform.PreprocessCfg(**preprocess), is_train=False
-    )
+    view = make_test_view(open_clip.transform.PreprocessCfg(**preprocess))
     tokenize = tokenizer(config)
     try:
         text = text_tower(model, tokenize)
@@ -138,25 +135,6 @@ def load_backbone(folder: Path | str) -> Backbone:
         raise InputError(f"{config.path}: {error}") from None
     vision, dim = vision_tower(model), config.model["embed_dim"]
     return Backbone(model, text, vision, tokenize, view, preprocess, dim, where)
-
-
-def open_picture(content: bytes) -> Image.Image:
-    """The picture in a file, upright, RGB with 8 bits; of an animated one, the first frame.
-
-    Raises OSError, SyntaxError or ValueError for what cannot be read as such.
-    """
-    return _as_rgb(upright(Image.open(io.BytesIO(content))))
-
-
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    """Pillow alone makes white of grey with 16 bits, and black or white of 32-bit numbers."""
-    if picture.mode.startswith("I;16"):  # the upper 8 bits, as Pillow takes of 16-bit colours
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise ValueError(
-            "its pixels are 32-bit numbers of no known range; save it with 8 or 16 bits"
-        )
-    return picture.convert("RGB")
 
 
 def side_read(folder: Path | str) -> int:

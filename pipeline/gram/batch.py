@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from pipeline.ahead import ahead
-from pipeline.clip.backbone import open_picture
 from pipeline.device import decoders, sent, waiting
 from pipeline.episodes.shards import Episode, count_episodes, read_episodes
 from pipeline.errors import InputError
+from pipeline.image_file import open_picture
 from pipeline.prompts.base import PromptMethod
 
 AHEAD = 2  # batches that are read and decoded while one is used

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from pipeline.clip.backbone import image_features, load_backbone, open_picture
+from pipeline.clip.backbone import image_features, load_backbone
 from pipeline.errors import InputError
+from pipeline.image_file import Unreadable, open_picture
 from pipeline.prompts.base import placed
 from pipeline.prompts.starts import load_start, method_of
 
@@ -74,8 +75,8 @@ class Classifier:
         for row, picture in enumerate(pictures):
             try:
                 views.append(self.backbone.test_view(open_picture(picture)))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise InputError(f"row {row}: not a picture that can be read ({error})") from None
+            except Unreadable as error:
+                raise InputError(f"row {row}: {error}") from None
         if not views:
             return []
         method = method_of(self.start.about, self.backbone, template)

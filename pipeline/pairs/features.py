@@ -24,12 +24,12 @@ from pipeline.artifacts import (
 from pipeline.clip.backbone import (
     image_features,
     load_backbone,
-    open_picture,
     text_features,
     viewed,
 )
 from pipeline.engine import mapped
 from pipeline.errors import InputError
+from pipeline.image_file import open_picture
 from pipeline.pairs.reading import left_out, read_pairs, read_pictures
 from pipeline.pairs.schemas import features_schema
 

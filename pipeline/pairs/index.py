@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-from PIL import Image
 
 from pipeline.artifacts import read_table, remedy, shard_paths, write_table
 from pipeline.errors import InputError
+from pipeline.image_file import Unreadable, open_picture
 from pipeline.pairs.schemas import CAPTIONS, FETCHED, PAIRS
 from pipeline.pairs.tars import tar_files
 from pipeline.stage import workers
-from pipeline.upright import upright
 
 # What a look at the pictures of a shard gives.
 LOOKED_AT = pa.schema(
@@ -38,11 +36,9 @@ def inspect(picture: bytes) -> tuple[int | None, int | None, str | None]:
     end.
     """
     try:
-        with Image.open(io.BytesIO(picture)) as image:
-            return *upright(image).size, None
-    # PIL raises many kinds for damaged files; each is the picture's own fault
-    except Exception as error:
-        return None, None, str(error).partition("(")[0].strip()
+        return *open_picture(picture).size, None
+    except Unreadable as error:
+        return None, None, str(error.__cause__ or error).partition("(")[0].strip()
 
 
 def failure_reasons(pairs: pl.DataFrame, most: int = 10) -> dict[str, int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from PIL import Image, ImageOps
 
+from pipeline.image_file import identified, open_picture
 from pipeline.pairs.reading import locate_pictures
 from pipeline.report.params import Gallery
 
@@ -22,10 +22,9 @@ def as_data_url(picture: bytes) -> str:
 
 def thumbnail(picture: bytes) -> bytes:
     """A JPEG file of `SHOWN` pixels at most; one that is no larger stays as it is."""
-    stored = Image.open(io.BytesIO(picture))
-    if max(stored.size) <= SHOWN:
+    if max(identified(io.BytesIO(picture)).size) <= SHOWN:
         return picture
-    image = ImageOps.exif_transpose(stored).convert("RGB")
+    image = open_picture(picture)
     image.thumbnail((SHOWN, SHOWN))
     small = io.BytesIO()
     image.save(small, "JPEG", quality=85)

@@ -7,7 +7,6 @@ the pose more unusual. Every choice comes from the random generator that is hand
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import resvg_py
 from PIL import Image, ImageFilter
+
+from pipeline.image_file import open_picture
 
 CANVAS = 72  # side of an OpenMoji drawing in its own units
 Rng = np.random.Generator
@@ -64,7 +65,7 @@ def _render(
     png = resvg_py.svg_to_bytes(
         svg_string=page, style_sheet=css or None, width=size, height=size, skip_system_fonts=True
     )
-    return Image.open(io.BytesIO(bytes(png))).convert("RGB")
+    return open_picture(bytes(png))
 
 
 def _plain(colour: str) -> str:
