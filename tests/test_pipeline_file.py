@@ -229,6 +229,7 @@ def test_rooms_point_one_way():
     order = [
         "errors",
         "zips",
+        "words",
         "ahead",
         "apart",
         "upright",

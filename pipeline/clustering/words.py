@@ -13,6 +13,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from pipeline.clustering.params import Label
 from pipeline.errors import InputError, require
+from pipeline.words import MEAN_LETTERS
 
 # A letter first, two characters at least. `regex` counts marks as parts of words, as Unicode does:
 # to `re`, the vowel signs of Hindi, Thai and Arabic are gaps.
@@ -20,8 +21,8 @@ WORD = r"\b[^\W\d_][\w'-]+\b"
 IDEOGRAPH = regex.compile(r"\p{Han}")  # a word by itself
 BOUNDARY_OF_WORD = 100  # ICU's status of a piece that is neither space nor sign, and above
 
-# scripts that put no space between words, and a stretch that is no single word
-UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]{4,}"
+# of scripts that put no space between words, a stretch that is no single word
+UNSPACED = rf"[{''.join(MEAN_LETTERS)}\p{{Katakana}}]{{4,}}"
 
 
 def stop_words(language: str | None) -> set[str]:

@@ -21,6 +21,7 @@ from pipeline.pairs.params import Filter, Selection
 from pipeline.pairs.reading import Features, left_out, read_features, read_pairs
 from pipeline.pairs.schemas import KEPT
 from pipeline.stage import progress
+from pipeline.words import number_of_words
 
 # in one piece of work, whatever the engine: the last bits of a product depend on it
 QUERY_ROWS = 16_384
@@ -316,10 +317,10 @@ def _judged(table: pl.DataFrame, floor: float, settings: Filter) -> pl.DataFrame
     """
     sides, longer = pl.min_horizontal("width", "height"), pl.max_horizontal("width", "height")
     length = pl.col("caption").str.len_chars()
-    words = pl.col("caption").str.split(" ").list.len()
+    words = number_of_words(table["caption"])
     rules = {
         "unusable features": pl.col("score").is_null(),
-        "short caption": (words < settings.min_words) | (length < settings.min_characters),
+        "short caption": pl.lit(words < settings.min_words) | (length < settings.min_characters),
         "long caption": length > settings.max_characters,
         "small picture": sides < settings.min_side,
         "long picture": longer > settings.max_aspect * sides,

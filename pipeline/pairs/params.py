@@ -50,6 +50,7 @@ class Selection(Part):
 class Filter(Selection):
     """Score once, select cheaply: only `filter` reruns when one of these changes."""
 
+    # between spaces; where a script puts none between words, as many as its letters make on average
     min_words: Annotated[int, Field(ge=0)]
     min_characters: Annotated[int, Field(ge=0)]
     # CLIP reads 77 tokens, a few hundred characters; what is much longer is a page's text
