@@ -50,7 +50,7 @@ from sklearn.metrics import adjusted_rand_score  # noqa: E402
 from pipeline.artifacts import write_table  # noqa: E402
 from pipeline.clustering.labels import coherence, count_words, describe_topics  # noqa: E402
 from pipeline.clustering.params import Embed, Label, Topics  # noqa: E402
-from pipeline.clustering.words import WORD  # noqa: E402
+from pipeline.clustering.words import WORD, stop_words  # noqa: E402
 from pipeline.world.captions import STYLE_WORDS, alt_text, with_article  # noqa: E402
 from pipeline.world.concepts import load_concepts  # noqa: E402
 
@@ -165,7 +165,7 @@ def run_bertopic(
 ) -> tuple[np.ndarray, dict[str, list[list[str]]]]:
     from bertopic import BERTopic
     from hdbscan import HDBSCAN
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+    from sklearn.feature_extraction.text import CountVectorizer
     from umap import UMAP
 
     t, label = job.topics, job.label
@@ -190,7 +190,7 @@ def run_bertopic(
         vectorizer_model=CountVectorizer(
             token_pattern=WORD,
             ngram_range=(1, label.longest_phrase),
-            stop_words=sorted(ENGLISH_STOP_WORDS | set(label.stop_words)),
+            stop_words=sorted(stop_words("en") | set(label.stop_words)),
         ),
     )
     topic, _ = model.fit_transform(captions, vectors)

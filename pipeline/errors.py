@@ -28,11 +28,22 @@ def is_disk_full(error: BaseException) -> bool:
     return before is not None and is_disk_full(before)
 
 
-def quoted(text: str, most: int = 80) -> str:
-    """Text of a file in quotes for a message: shortened, and what cannot be seen as an escape."""
-    short = text if len(text) <= most else text[: most - 1] + "…"
-    seen = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
-    return f"'{''.join(seen)}'"
+LONGEST = 120  # characters of what a message quotes
+
+
+def shown(quoted: object, longest: int = LONGEST) -> str:
+    """What was found in a file, for a message: in one line, signs that are not printed as their
+    codes, cut to `longest` characters.
+    """
+    text = str(quoted)
+    cut = text[:longest]
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return f"{line} … ({len(text)} characters)" if len(text) > longest else line
+
+
+def quoted(text: str) -> str:
+    """`shown`, in quotes."""
+    return f"'{shown(text)}'"
 
 
 def require(module: str, extra: str, wanted: str) -> None:

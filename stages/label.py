@@ -25,6 +25,7 @@ from pipeline.clustering.labels import (
     count_words,
     describe_topics,
     topic_sizes,
+    topic_sums,
 )
 from pipeline.clustering.naming import chosen_names, picture_ranks
 from pipeline.clustering.params import Embed, Label
@@ -44,9 +45,12 @@ READS = {
 LISTED = 10  # topics without a name that are told of one by one
 
 
-def warn_of_unnamed(found: list[dict], edits: Edits, settings: Label) -> None:
+def warn_of_unnamed(found: list[dict], words: np.ndarray, edits: Edits, settings: Label) -> None:
     """Says which of the topics that were found have no name, by what they are called in the file of
     edits, and what may give them one.
+
+    Args:
+        words: (L,) of all their captions.
     """
     edited = {*edits.rename, *edits.drop, *(m for group in edits.merge.values() for m in group)}
     without = [
@@ -62,6 +66,9 @@ def warn_of_unnamed(found: list[dict], edits: Edits, settings: Label) -> None:
         if settings.formula == "eq3" and len(found) == 2
         else "lower 'label.min_captions', raise 'label.longest_phrase' or 'topics.min_cluster_size'"
     )
+    wordless = sum(d["name"] is None and not words[d["topic"]] for d in found)
+    if wordless:
+        remedy = f"the captions of {wordless} hold no word at all, for the others {remedy}"
     warn(
         f"{len(without)} of {len(found)} topics have no word of their own that could name them, so "
         f"they are no classes of tasks: {shown}{more}; {remedy}, or name them under 'rename' in "
@@ -134,6 +141,7 @@ def main():
     topic, chosen = name_topics(counted, topic, rows["key"], p, args.features)
     found = describe_topics(counted, topic, p.label, chosen)
     names_found = [d["name"] for d in found]
+    words_found = topic_sums(topic, counted.lengths, len(found))
     topic, names = apply_edits(topic, names_found, edits, p.label.edits)
     described = found if names == names_found else describe_topics(counted, topic, p.label, names)
     clusters = pa.table([rows["key"].to_arrow(), topic], names=CLUSTERS.names)
@@ -147,7 +155,7 @@ def main():
     if p.label.merge_same is not None:
         counts["merged"] = clustered - len(found)
     if counts["unnamed"]:
-        warn_of_unnamed(found, edits, p.label)
+        warn_of_unnamed(found, words_found, edits, p.label)
     measured = coherence(counted, [d["words"] for d in described])
     if measured is not None:
         counts["coherence"] = round(measured, 4)

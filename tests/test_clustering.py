@@ -460,11 +460,14 @@ def test_names_need_two_topics(topic, count):
 
 
 @pytest.mark.parametrize(
-    "captions, least", [(["a lion", "a bus"], 2), (["a lion"], 3), (["the", "of the"], 1)]
+    "captions, least, words",
+    [
+        (["a lion", "a bus"], 2, r"no word stands in 2 of 2 .*'bus', in 1\); lower 'label.min_cap"),
+        (["a lion"], 3, r"no word stands in 3 of 1 .*'lion', in 1\); lower 'label.min_captions'"),
+        (["the", "of the"], 1, "all 3 words of 2 captions are stop words; 'label.language' and"),
+        (["12 34", "!!", "5"], 1, "none of 3 captions holds a word.*numbers or signs"),
+    ],
 )
-def test_no_word_to_name_topics_with(captions, least):
-    with pytest.raises(
-        InputError,
-        match=f"no word stands in {least} of {len(captions)} captions.*lower 'label.min_captions'",
-    ):
+def test_no_word_to_name_topics_with(captions, least, words):
+    with pytest.raises(InputError, match=words):
         count_words(captions, label(min_captions=least))

@@ -14,7 +14,7 @@ from pipeline.artifacts import read_json, write_json, write_table
 from pipeline.clustering.edits import Edits, apply_edits
 from pipeline.clustering.labels import coherence, count_words, describe_topics
 from pipeline.clustering.schemas import DOMAINS, LABELS, TOPICS
-from pipeline.clustering.words import splitter, stop_words, what_to_set
+from pipeline.clustering.words import splitter, stop_words, stop_words_of, what_to_set
 from pipeline.episodes.params import Episodes
 from pipeline.episodes.tasks import Pool, draw
 from pipeline.errors import InputError
@@ -112,6 +112,8 @@ def test_a_person_may_name_what_has_no_name():
     topic, names = np.array([0, 1, 2, 3]), ["lion", None, "bus", None]
     edits = Edits(merge={}, rename={"topic 1": "kitten"}, drop=["bus"])
     assert apply_edits(topic, names, edits, "edits.yaml")[1] == ["lion", "kitten", None]
+    spelled = Edits(merge={}, rename={"Lion": "cub"}, drop=[])
+    assert apply_edits(topic, names, spelled, "edits.yaml")[1] == ["cub", None, "bus", None]
     with pytest.raises(InputError, match="there is no topic 'topic 2'"):
         apply_edits(topic, names, Edits(merge={}, rename={}, drop=["topic 2"]), "edits.yaml")
 
@@ -227,3 +229,82 @@ def test_json_is_strict(tmp_path, value):
     (tmp_path / "figures.json").write_text(json.dumps({"figure": value}))
     with pytest.raises(InputError, match="figures.json: not valid JSON"):
         read_json(tmp_path / "figures.json")
+
+
+NOUNS = "bill bottom system fire mill mine back front top side call cry detail show well still"
+
+
+def test_english_stop_words_are_no_nouns_that_pictures_show():
+    stop = stop_words("en")
+    assert stop.isdisjoint(NOUNS.split())
+    assert {"the", "of", "with", "it", "is", "under", "two", "seven", "and", "not"} <= stop
+    counted = count_words(["the bill of a duck", "a fire in the mill"], label(longest_phrase=2))
+    assert {"bill", "bill duck", "fire mill"} <= set(counted.words)
+
+
+@pytest.mark.parametrize("choose", ["words", "pictures"])
+@pytest.mark.parametrize(
+    "given, gone, left",
+    [
+        ("Photo", {"photo", "photo lion"}, {"stock", "lion"}),
+        ("cafe\u0301", {"café", "café photo"}, {"lion"}),
+        ("Stock  Photo", {"stock photo", "photo", "photo lion"}, {"stock car", "lion"}),
+        ("women’s", {"women's"}, {"hat"}),
+        ("T\u2011Shirt", {"t-shirt"}, {"lion"}),
+        ("", set(), {"photo"}),
+    ],
+)
+def test_stop_words_are_split_and_spelled_as_captions_are(given, gone, left, choose):
+    captions = ["stock photo lion", "STOCK CAR", "café photo hat", "women's hat", "lion t-shirt"]
+    settings = label(longest_phrase=2, choose=choose)
+    before = set(count_words(captions, settings).words)
+    words = set(
+        count_words(
+            ["stock photo lion", "stock car", "café hat", "women's hat", "lion t-shirt"],
+            settings.model_copy(update={"stop_words": [given]}),
+        ).words
+    )
+    assert gone <= before and gone.isdisjoint(words) and left <= words
+
+
+def test_a_stop_phrase_is_no_name_where_stop_words_stand_between():
+    counted = count_words(
+        ["stock of a photo", "photo stock"], label(longest_phrase=2, stop_words=["stock photo"])
+    )
+    assert set(counted.words) == {"stock", "photo", "photo stock"}
+
+
+@pytest.mark.parametrize("sign", "'’‘ʼ`´＇")
+@pytest.mark.parametrize(
+    "language, text, words",
+    [
+        ("en", "it{}s women{}s day", ["women's", "day"]),
+        ("en", "I{}ve, don{}t, can{}t, they{}ll, isn{}t, won{}t, who{}d, let{}s", []),
+        ("en", "O{}Brien d{}Artagnan rock{}n{}roll", ["o'brien", "d'artagnan", "rock'n'roll"]),
+        ("fr", "l{}eau d{}un lac qu{}elle", ["eau", "lac"]),
+        ("fr", "presqu{}île d{}Aujourd{}hui", ["presqu'île"]),
+        ("it", "l{}acqua dell{}isola", ["acqua", "isola"]),
+        ("uk", "п{}ять об{}єктів", ["п'ять", "об'єктів"]),
+        ("tr", "İstanbul{}da köprü", ["i\u0307stanbul'da", "köprü"]),
+        (None, "l{}eau", ["l'eau"]),
+    ],
+)
+def test_apostrophes_have_one_spelling_and_short_forms_name_nothing(sign, language, text, words):
+    settings = label(language=language)
+    split = splitter(settings)
+    found = stop_words_of(settings, split).without(split(text.replace("{}", sign)))
+    assert found == words
+
+
+def test_a_stop_list_s_own_phrases_are_phrases():
+    settings = label(language="vi")
+    split = splitter(settings)
+    assert stop_words_of(settings, split).without(split("Bất chợt con mèo")) == ["mèo"]
+
+
+def test_hyphens_have_one_spelling():
+    assert splitter(label())("T\u2011shirt t\u2010shirt photo\u00adgraph") == [
+        "t-shirt",
+        "t-shirt",
+        "photograph",
+    ]

@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from pipeline.clustering.words import plain
 from pipeline.errors import InputError
 from pipeline.params import Section, did_you_mean, read_yaml, validate
 
@@ -46,9 +47,10 @@ def apply_edits(
     number = {handle(name, i): i for i, name in enumerate(names)}
     edited: set[str] = set()
 
-    def find(name: str) -> int:
+    def find(given: str) -> int:
+        name = given if given in number else plain(given)  # as topics' words are spelled
         if name not in number:
-            raise InputError(f"{path}: there is no topic '{name}'{did_you_mean(name, number)}")
+            raise InputError(f"{path}: there is no topic '{given}'{did_you_mean(given, number)}")
         if name in edited:
             raise InputError(f"{path}: topic '{name}' is edited twice; leave one of the two")
         edited.add(name)

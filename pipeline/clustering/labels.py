@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,8 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
 from pipeline.clustering.params import Label
-from pipeline.clustering.words import plain, splitter, stop_words
-from pipeline.errors import InputError
+from pipeline.clustering.words import plain, splitter, stop_words_of
+from pipeline.errors import InputError, shown
 
 
 def cluster_tfidf(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
@@ -75,16 +76,17 @@ def _analyser(settings: Label, lengths: list[int]) -> Callable[[str], list[str]]
     among stand in the caption as they are.
     """
     split, longest = splitter(settings), settings.longest_phrase
-    stop = stop_words(settings.language) | set(settings.stop_words)
+    stop = stop_words_of(settings, split)
 
     def analyse(caption: str) -> list[str]:
         words = split(caption)
         lengths.append(len(words))
-        words = [word for word in words if word not in stop]
+        words = stop.without(words)
         phrases = [
-            " ".join(words[start : start + size])
+            " ".join(phrase)
             for size in range(2, longest + 1)
             for start in range(len(words) - size + 1)
+            if not stop.holds(phrase := words[start : start + size])
         ]
         if settings.choose == "pictures":
             text = " ".join(plain(caption).split())
@@ -95,19 +97,36 @@ def _analyser(settings: Label, lengths: list[int]) -> Callable[[str], list[str]]
     return analyse
 
 
-def count_words(captions: Sequence[str], settings: Label) -> Counted:
-    """Raises InputError if no word is frequent enough to count."""
-    lengths: list[int] = []
-    vectorizer = CountVectorizer(
-        analyzer=_analyser(settings, lengths), min_df=settings.min_captions
+def _no_words(words: int, held: Counter[str], captions: int, settings: Label) -> str:
+    """Why no word of so many can name a topic; held: in how many captions each candidate is."""
+    if not words:
+        return (
+            f"none of {captions} captions holds a word (a letter first, two characters at least): "
+            "they are numbers or signs; does 'source.table' have its captions in another column?"
+        )
+    if not held:
+        return (
+            f"all {words} words of {captions} captions are stop words; 'label.language' and "
+            "'label.stop_words' say which those are"
+        )
+    (commonest, most), *_ = sorted(held.items(), key=lambda item: (-item[1], item[0]))
+    return (
+        f"no word stands in {settings.min_captions} of {captions} captions besides stop words "
+        f"(the commonest, '{shown(commonest, 40)}', in {most}); lower 'label.min_captions'"
     )
+
+
+def count_words(captions: Sequence[str], settings: Label) -> Counted:
+    """Raises InputError if no word is frequent enough to count, saying whether there are any."""
+    lengths: list[int] = []
+    analyse = _analyser(settings, lengths)
+    vectorizer = CountVectorizer(analyzer=analyse, min_df=settings.min_captions)
     try:
         by_caption = vectorizer.fit_transform(captions)
     except ValueError:
-        raise InputError(
-            f"no word stands in {settings.min_captions} of {len(captions)} captions besides stop "
-            "words; lower 'label.min_captions'"
-        ) from None
+        words = sum(lengths)
+        held = Counter(word for caption in captions for word in set(analyse(caption)))
+        raise InputError(_no_words(words, held, len(captions), settings)) from None
     return Counted(by_caption, vectorizer.get_feature_names_out(), np.array(lengths))
 
 
@@ -169,6 +188,12 @@ def unique_names(ranked: pl.DataFrame, words: np.ndarray) -> dict[int, str]:
 def topic_sizes(topic: np.ndarray) -> np.ndarray:
     """(L,) captions of every topic; (n,) topics, −1 outside."""
     return np.bincount(topic[topic >= 0], minlength=int(topic.max(initial=-1)) + 1)
+
+
+def topic_sums(topic: np.ndarray, values: np.ndarray, topics: int) -> np.ndarray:
+    """(topics,) the sums of (n,) values over the captions of each topic; −1 outside."""
+    inside = topic >= 0
+    return np.bincount(topic[inside], values[inside], topics)
 
 
 def rank_words(counted: Counted, topic: np.ndarray, settings: Label) -> pl.DataFrame:
