@@ -470,3 +470,159 @@ def test_a_url_that_is_none_is_named_as_such(tmp_path):
 def test_only_the_web_and_only_with_a_whole_checksum(changes):
     with pytest.raises(ValueError):
         Obtain(**({"url": "https://a/t.tsv", "sha256": "0" * 64} | changes))
+
+
+@pytest.mark.parametrize(
+    "given, found",
+    [
+        # Windows-1252 read as UTF-8's bytes: the second half is a space or a control character
+        ("\u00c3\u00a0 la carte", "à la carte"),
+        ("voil\u00c3\u00a0", "voilà"),
+        ("na\u00c3\u00afve caf\u00c3\u00a9", "naïve café"),
+        ("don\u00e2\u0080\u0099t", "don’t"),
+        ("\u00d0\u00a0\u00d0\u00be\u00d1\u0081\u00d1\u0081\u00d0\u00b8\u00d1\u008f", "Россия"),
+        ("\u00c3\u0085ngstr\u00c3\u00b6m", "Ångström"),
+        ("caf\u00c3\u0192\u00c2\u00a9", "café"),  # three times
+        ("\u00c3\u0192\u00c2\u00a0 la", "à la"),
+        ("a\u2028cat\u2029on\x0ba\x1cmat", "a cat on a mat"),
+        ("\ufeffa cat", "a cat"),
+        ("Tom &amp Jerry", "Tom & Jerry"),
+        ("salt &amp", "salt &"),
+        ("&amp;amp; &amp;lt;", "& <"),
+        ("&amp;amp x", "& x"),
+        ("a&nbspcat", "a cat"),
+        ("caf&eacute by the sea", "café by the sea"),
+        ("&lt b &gt", "< b >"),
+        ("it&#39s, it&#x27 and &#8217s", "it's, it' and ’s"),
+        ("AT&T R&D H&LT Q&A rock&ampoule", "AT&T R&D H&LT Q&A rock&ampoule"),
+        ("&copy_this &notit a&lt=b", "&copy_this &notit a&lt=b"),
+        ("track &#1 &#12 x", "track &#1 x"),
+    ],
+)
+def test_what_was_encoded_twice_is_mended_before_spaces_are(tmp_path, given, found):
+    pq.write_table(pa.table({"caption": [given], "url": ["http://a/1"]}), tmp_path / "t.parquet")
+    table, counts = read(tmp_path, "t.parquet", (tmp_path / "t.parquet").read_bytes(), columns=None)
+    assert table["caption"].to_pylist() == [found]
+    assert counts["mended"] == (" ".join(given.split()) != found)
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv"])
+@pytest.mark.parametrize(
+    "header", ["caption url", "Caption URL", "TEXT URL", "url caption", '"caption" "url"']
+)
+def test_a_header_row_is_no_pair(tmp_path, kind, header):
+    by = {"tsv": "\t", "csv": ","}[kind]
+    rows = header.replace(" ", by) + f"\na cat{by}http://a/1\n"
+    for bad_rows in ("error", "drop"):
+        with pytest.raises(InputError, match="row 1 holds the names.*'source.columns'.*null"):
+            read(tmp_path, f"t.{kind}", rows, bad_rows=bad_rows)
+    again = f"caption{by}url\na cat{by}http://a/1\n" * 2
+    with pytest.raises(InputError, match="row 3 holds names of columns"):
+        read(tmp_path, f"t.{kind}", again, columns=None)
+    table, counts = read(tmp_path, f"t.{kind}", again, columns=None, bad_rows="drop")
+    assert table["caption"].to_pylist() == ["a cat"] and counts["bad_rows"] == 1
+
+
+def table_of(path, columns):
+    """A table of a row, in the kind that the name says; columns: (name, value)."""
+    if path.suffix == ".parquet":
+        arrays = [pa.array([value]) for _, value in columns]
+        pq.write_table(pa.Table.from_arrays(arrays, [name for name, _ in columns]), path)
+    else:
+        by = {".tsv": "\t", ".csv": ","}[path.suffix]
+        path.write_text("".join(by.join(row) + "\n" for row in zip(*columns, strict=True)))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "parquet"])
+def test_columns_are_found_by_the_names_that_others_give_them(tmp_path, kind):
+    name, url = f"t.{kind}", ("url", "http://a/1")
+    for columns in (
+        [("SAMPLE_ID", "7"), ("URL", "http://a/1"), ("TEXT", "a cat"), ("LICENSE", "?")],
+        [("uid", "x"), url, ("text", "a cat")],
+        [("image_url", "http://a/1"), ("caption", "a cat")],
+        [url, ("text", "other"), ("caption", "a cat")],
+        [("Caption", "a cat"), ("alt", "x"), ("alt", "y"), url],
+    ):
+        table, _ = read(tmp_path, name, table_of(tmp_path / name, columns), columns=None)
+        assert table["caption"].to_pylist() == ["a cat"]
+        assert table["url"].to_pylist() == ["http://a/1"]
+    for twice in ("caption", "url", "key", "TEXT"):
+        columns = [("caption", "a"), url, ("key", "k")]
+        columns = [*columns[twice == "TEXT" :], (twice, "b"), (twice, "c")][-5:]
+        with pytest.raises(InputError, match="column '.*stands .* times.*leave one") as error:
+            read(tmp_path, name, table_of(tmp_path / name, columns), columns=None)
+        assert f"'{twice}' and '{twice}'" in str(error.value)
+    missing = table_of(tmp_path / name, [("words", "a"), url])
+    with pytest.raises(InputError, match="no column 'caption' among words, url; rename") as error:
+        read(tmp_path, name, missing, columns=None)
+    assert (kind == "parquet") == ("'source.columns' is not heeded" in str(error.value))
+
+
+def test_columns_in_the_wrong_order_are_told(tmp_path):
+    rows = GOOD.replace("a cat\thttp://a/1.jpg", "http://a/1.jpg\ta cat")
+    with pytest.raises(InputError, match="row 1 has a URL as its caption and none as its URL"):
+        read(tmp_path, "t.tsv", rows)
+    with pytest.raises(InputError, match="no usable row .row 1 has a URL as its caption"):
+        read(tmp_path, "t.tsv", "http://a/1.jpg\ta cat\n", bad_rows="drop")
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.csv"])
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("header", [True, False])
+def test_every_end_of_line(tmp_path, name, end, encoding, header):
+    by = "\t" if name == "t.tsv" else ","
+    rows = [f"caption{by}url"] * header + [f"a cat{by}http://a/1", f"a dog{by}http://a/2"]
+    table, _ = read(
+        tmp_path, name, end.join(rows).encode(encoding), **({"columns": None} if header else {})
+    )
+    assert sorted(table["caption"].to_pylist()) == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("t.tsv", "\r".join(["a long caption"] * 9999) + "\n"),
+        ("t.csv", ",".join(["a"] * 99_999)),
+        ("t.tsv", "caption\turl\tkey\na cat\thttp://a/1\t" + "x\r" * 9999 + "\n"),
+    ],
+)
+def test_no_message_quotes_a_whole_file(tmp_path, name, content):
+    with pytest.raises(InputError) as error:
+        read(tmp_path, name, content, columns=None)
+    assert len(str(error.value)) < 1000 and str(error.value).isprintable()
+
+
+def spark(folder, parts):
+    folder.mkdir()
+    for number, content in enumerate(parts):
+        part = folder / f"part-{number:05d}-c000.snappy{folder.suffix}"
+        part.write_bytes(content)
+        part.with_name(f".{part.name}.crc").write_bytes(b"crc")
+    (folder / "_SUCCESS").touch()
+    (folder / "_temporary").mkdir()
+    (folder / "_temporary" / "part-9.parquet").write_bytes(b"")
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "parquet"])
+def test_a_folder_of_parts_is_a_table(tmp_path, kind):
+    parts = [
+        table_of(tmp_path / f"x.{kind}", [("TEXT", text), ("URL", f"http://a/{text}")])
+        for text in ("b", "a", "c")
+    ]
+    spark(tmp_path / f"t.{kind}", [parts[0], *([] if kind == "parquet" else [b""]), *parts[1:]])
+    settings = dict(path=str(tmp_path), obtain=None, columns=None, pictures=None, bad_rows="error")
+    for table in (f"t.{kind}", f"t.{kind}/*.{kind}"):
+        found, counts = read_captions(Source(table=table, **settings))
+        assert sorted(found["caption"].to_pylist()) == ["a", "b", "c"] and counts["captions"] == 3
+    keyed = [table_of(tmp_path / f"x.{kind}", [("caption", "a"), ("url", "b"), ("key", "k")])] * 2
+    spark(tmp_path / f"u.{kind}", keyed)
+    with pytest.raises(InputError, match="row . of part-00000.* again in row . of part-00001"):
+        read_captions(Source(table=f"u.{kind}", **settings))
+    (tmp_path / f"u.{kind}" / "more.txt").touch()
+    with pytest.raises(InputError, match=f"holds .{kind}, .txt files, not one of"):
+        read_captions(Source(table=f"u.{kind}", **settings))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no part of a table"):
+        read_captions(Source(table="empty", **settings))

@@ -27,11 +27,11 @@ class Site(Part):
 class Source(Site):
     """A table of captions and URLs, with or without pictures of its own."""
 
-    # file in `path`: .tsv, .csv or .parquet; or a pattern of tars that hold pictures with their
-    # captions (*.tar)
+    # file in `path`: .tsv, .csv or .parquet; a folder or pattern of several (parts/*.parquet); or a
+    # pattern of tars that hold pictures with their captions (*.tar)
     table: str
     obtain: Obtain | None  # fetch the table if it is not there; null: never
-    # names of the columns of a table without a header row; null: it has one
+    # names of the columns of a .tsv or .csv without a header row; null: it has one
     columns: Annotated[list[str], Field(min_length=1), Distinct] | None
     # rows without caption or URL, or with stray tabs: stop, or drop and count
     bad_rows: Literal["error", "drop"]
