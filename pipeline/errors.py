@@ -9,8 +9,12 @@ from importlib.util import find_spec
 
 class InputError(Exception):
     """Something outside the program is wrong. The message names the file, key or row and the
-    remedy.
+    remedy; of one that quotes too much, what stands before and behind is left.
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= 4000 else f"{text[:3000]} … {text[-900:]}"
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -3,12 +3,17 @@
 import numpy as np
 import polars as pl
 import pytest
+from test_clustering import label
 from test_pairs import FILTER
 
 from pipeline.artifacts import to_vectors, write_table
+from pipeline.clustering.labels import count_words
+from pipeline.errors import InputError
 from pipeline.pairs.noise import filter_pairs
 from pipeline.pairs.params import Filter
 from pipeline.pairs.schemas import KEPT, PAIRS, features_schema
+from pipeline.sources.params import Source
+from pipeline.sources.table import read_captions
 from pipeline.words import number_of_words
 
 
@@ -89,3 +94,47 @@ def test_a_word_is_one(word):
 )
 def test_words_lie_between_spaces_and_signs_are_none(caption, words):
     assert number_of_words(pl.Series([caption])).to_list() == [words]
+
+
+TABLE = {  # caption as a table has it → as it is read, and words that may name a topic
+    "voil\u00c3\u00a0 le lac": ("voilà le lac", {"voilà", "le", "lac"}),
+    "salt &amp pepper mill": ("salt & pepper mill", {"salt", "pepper", "mill"}),
+    "it’s a women’s coat": ("it’s a women’s coat", {"women's", "coat"}),
+    "it's a women's coat": ("it's a women's coat", {"women's", "coat"}),
+    "the bill of a duck": ("the bill of a duck", {"bill", "duck"}),
+    "Stock Photo of a stock car": ("Stock Photo of a stock car", {"stock", "car"}),
+    "Cafe\u0301 au lait": ("Café au lait", {"au", "lait"}),
+    **{sentence: (sentence, None) for sentence in WHOLE.values()},
+    "1 2": ("1 2", set()),
+}
+
+
+def test_a_table_of_all_kinds_goes_from_the_table_to_words(tmp_path):
+    """A header row of LAION's names, lines that end with CR alone, in a folder of parts."""
+    rows = [f"{caption}\thttp://a/{n}" for n, caption in enumerate(TABLE)]
+    folder = tmp_path / "table.tsv"
+    folder.mkdir()
+    (folder / "_SUCCESS").touch()
+    for part, some in enumerate((rows[::2], rows[1::2])):
+        text = "\r".join(["TEXT\tURL", *some]) + "\r"
+        (folder / f"part-{part:05d}.tsv").write_bytes(text.encode())
+    source = dict(path=str(tmp_path), table="table.tsv", obtain=None, columns=None, pictures=None)
+    table, counts = read_captions(Source(bad_rows="error", **source))
+    captions = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
+    assert sorted(captions.values()) == sorted(read for read, _ in TABLE.values())
+    assert counts["mended"] == 3
+    judged = filtered(tmp_path / "filter", captions, min_words=3)
+    dropped = judged.filter(~pl.col("kept"))
+    assert dropped.select("caption", "reason").rows() == [("1 2", "short caption")]
+    settings = label(stop_words=["Stock  Photo", "CAFÉ"], longest_phrase=2)
+    for read, words in TABLE.values():
+        if words:
+            found = set(count_words([read], settings).words)
+            assert {word for word in found if " " not in word} == words
+    with pytest.raises(InputError, match="none of 1 captions holds a word"):
+        count_words(["1 2"], settings)
+
+
+def test_a_message_that_quotes_too_much_keeps_both_ends():
+    text = str(InputError("file.tsv: " + "x" * 10**6 + "; the remedy"))
+    assert text.startswith("file.tsv: ") and text.endswith("; the remedy") and len(text) < 4000
