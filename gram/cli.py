@@ -215,8 +215,22 @@ def export(
 @app.command()
 def serve(
     model: Model,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    host: Annotated[str, typer.Option(help="127.0.0.1: this machine alone can ask.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="127.0.0.1: this machine alone can ask. 0.0.0.0: whoever reaches it over the "
+            "network, too."
+        ),
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Another name that the page is asked for under, as NAME or NAME:PORT: a "
+            "container's host, a proxy's or a tunnel's name. Can be given several times. The names "
+            "and addresses of this machine are allowed by themselves."
+        ),
+    ] = None,
     corrections: Annotated[
         Path, typer.Option(help="Where corrected pictures go, for the next `gram adapt`.")
     ] = Path("corrections"),
@@ -224,12 +238,20 @@ def serve(
     backbone: Backbone = None,
 ) -> None:
     """A page on this machine: drop pictures, see their names, correct wrong ones."""
+    from gram.hosts import address_of, hosts_for, is_loopback, listening, own_names
+
+    hosts, sockets = hosts_for(host, allow_host or ()), listening(host, port)
     from gram.estimator import PromptClassifier
+    from gram.serve import check_corrections
     from gram.serve import serve as run
 
+    check_corrections(corrections)
     loaded = PromptClassifier.load(model, backbone)
-    say(f"http://{host}:{port} (Ctrl-C ends it)")
-    run(loaded, corrections, host, port, unsure)
+    say(f"{address_of(host, sockets[0].getsockname()[1])} (Ctrl-C ends it)")
+    if not is_loopback(host):
+        names = ", ".join([*(allow_host or ()), *own_names(host)])
+        say(f"it answers to the names {names}; --allow-host adds one")
+    run(loaded, corrections, hosts, sockets, unsure)
 
 
 def main() -> None:

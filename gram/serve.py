@@ -1,15 +1,22 @@
 """`gram serve`: a page on this machine that names pictures and takes corrections.
 
 Nothing leaves the machine. Whoever asks must have typed the address that is served (no other
-page's scripts, no other host's name), and what is handed in is bounded before it is decoded.
+page's scripts, no other host's name: `gram.hosts`), and what is handed in is bounded before it is
+decoded. All that is answered but the page itself is JSON; what went wrong is its `detail`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import io
+import os
 import secrets
+import socket
 import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +27,35 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from gram.estimator import PromptClassifier
+from gram.hosts import Hosts, place_of
 from gram.report import template, thumbnail
 from gram.trust import sets
 from pipeline.artifacts import replacing
 from pipeline.errors import InputError
 from pipeline.image_file import TooLarge, Unreadable, identified, open_picture
-from pipeline.pictures import folder_name
+from pipeline.pictures import PICTURE, folder_name
 
 MOST_BYTES = 20 << 20
 MOST_PIXELS = 50_000_000
 TOP, NEAR = 3, 3
+AT_ONCE = 8  # requests whose pictures are held in memory
+SECONDS = 60  # in which a picture must have come
+# the ending under which `gram adapt` reads a picture of each format that the page takes
+ENDINGS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",  # a phone's JPEG of several pictures
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "DIB": "bmp",
+    "TIFF": "tiff",
+    "PPM": "ppm",
+    "JPEG2000": "jp2",
+    "AVIF": "avif",
+    "HEIF": "heic",
+}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def checked(content: bytes) -> Image.Image:
@@ -51,8 +77,8 @@ class Answers:
 
     def name(self, content: bytes) -> dict[str, Any]:
         """The likeliest classes, whether it is unsure, and the nearest pictures it learned from."""
-        picture = checked(content)
-        with self.one_at_a_time:
+        with self.one_at_a_time:  # one unpacked picture in memory, too
+            picture = checked(content)
             features = self.model.looked([picture])
         chances = self.model.probabilities(features)[0]
         order = np.argsort(-chances, kind="stable")[:TOP]
@@ -67,6 +93,11 @@ class Answers:
             "near": [self._learned(int(row)) for row in np.argsort(-nearness)[:NEAR]],
         }
 
+    def keep(self, content: bytes, label: str, corrections: Path) -> Path:
+        """As `keep`, while no other picture is unpacked."""
+        with self.one_at_a_time:
+            return keep(content, label, corrections)
+
     def _learned(self, row: int) -> dict[str, Any]:
         pictures = self.model.collection_
         try:
@@ -76,39 +107,82 @@ class Answers:
         return {"label": pictures.labels[row], "file": pictures.files[row], "picture": small}
 
 
+def ending_of(picture: Image.Image) -> str:
+    """The ending that a picture's file gets; 415 if `gram adapt` would not read it."""
+    ending = ENDINGS.get(picture.format or "", "")
+    if not PICTURE.search(f".{ending}"):
+        raise HTTPException(415, f"pictures of the format {picture.format} are not kept")
+    return ending
+
+
 def keep(content: bytes, label: str, corrections: Path) -> Path:
-    """Files a picture under its class, by its digest, so that none takes another's place."""
+    """Files a picture under its class, by its digest; a file that is there stays as it is."""
     checked(content)
     with identified(io.BytesIO(content)) as asked:
-        kind = "jpg" if asked.format == "JPEG" else (asked.format or "png").lower()
-    path = corrections / folder_name(label) / f"{hashlib.sha256(content).hexdigest()[:16]}.{kind}"
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-    return path
+        ending = ending_of(asked)
+    digest = hashlib.sha256(content).hexdigest()
+    folder = corrections / folder_name(label)
+    for name in (digest[:16], digest):
+        path = folder / f"{name}.{ending}"
+        if not os.path.lexists(path):
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+            return path
+        if path.is_file() and path.read_bytes() == content:
+            return path
+    raise HTTPException(409, f"{path}: another file is there; move it away")
+
+
+def check_corrections(folder: Path) -> None:
+    """Raises InputError if corrections cannot be written there; nothing is made."""
+    there = folder
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"--corrections: '{there}' is no folder; name another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--corrections: '{there}' cannot be written; name another folder")
 
 
 async def _body(request: Request) -> bytes:
-    """What was handed in; 413 as soon as it is too much."""
+    """What was handed in; 413 as soon as it is too much, 408 if it does not come."""
     content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > MOST_BYTES:
-            raise HTTPException(413, f"more than {MOST_BYTES >> 20} MiB")
+    try:
+        async with asyncio.timeout(SECONDS):
+            async for part in request.stream():
+                content += part
+                if len(content) > MOST_BYTES:
+                    raise HTTPException(413, f"more than {MOST_BYTES >> 20} MiB")
+    except TimeoutError:
+        raise HTTPException(408, f"the picture did not come within {SECONDS} s") from None
     return bytes(content)
 
 
-def _guard(request: Request, hosts: set[str]) -> str | None:
+def _guard(request: Request, hosts: Hosts) -> str | None:
     """Why a request is refused: it names another host, or comes from another page."""
-    host = request.headers.get("host", "")
-    if host not in hosts:
-        return "this page is served under another name"
-    if request.method == "GET":
+    named = request.headers.getlist("host")
+    if len(named) != 1 or not hosts.knows(named[0]):
+        place = place_of(named[0]) if len(named) == 1 else None
+        remedy = f"; if it is meant, `gram serve --allow-host {place[0]}`" if place else ""
+        return f"this page is served under another name{remedy}"
+    if request.method != "POST":  # nothing else changes or names anything
         return None
-    if request.headers.get("origin") != f"http://{host}":
+    origins = request.headers.getlist("origin")
+    if len(origins) != 1 or not hosts.sent_by_page(origins[0], named[0]):
         return "only the page itself may send pictures"
     if request.headers.get("content-type") != "application/octet-stream":
         return "pictures come as application/octet-stream"
     return None
+
+
+def _wrong(request: Request, error: Exception) -> JSONResponse:
+    """What a picture's reader or the file system refuses, or a fault of the server's, in words."""
+    if isinstance(error, InputError):
+        return JSONResponse({"detail": str(error)}, 422)
+    if isinstance(error, OSError):
+        reason = f"{error.filename or 'the file system'}: {error.strerror or error}"
+        return JSONResponse({"detail": reason}, 507 if error.errno in FULL else 500)
+    return JSONResponse({"detail": f"the server failed ({type(error).__name__})"}, 500)
 
 
 def _headers(nonce: str) -> dict[str, str]:
@@ -126,19 +200,29 @@ def _headers(nonce: str) -> dict[str, str]:
 
 
 def make_app(
-    model: PromptClassifier, corrections: Path, hosts: set[str], unsure: float = 0.9
+    model: PromptClassifier, corrections: Path, hosts: Hosts | Iterable[str], unsure: float = 0.9
 ) -> FastAPI:
-    """The page and its two questions, for requests that name one of `hosts` (name:port)."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    answers = Answers(model, unsure)
+    """The page and its two questions.
+
+    Args:
+        hosts: whom requests may name; plain texts are places (`name`, `name:port`) over HTTP.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    answers, at_once = Answers(model, unsure), asyncio.Semaphore(AT_ONCE)
+    known = (
+        hosts if isinstance(hosts, Hosts) else Hosts(frozenset(filter(None, map(place_of, hosts))))
+    )
 
     @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Any:
-        if reason := _guard(request, hosts):
+    async def guard(request: Request, call_next: Callable) -> Any:
+        if reason := _guard(request, known):
             return JSONResponse({"detail": reason}, 403)
         return await call_next(request)
 
-    @app.get("/")
+    for kind in (InputError, OSError, Exception):
+        app.add_exception_handler(kind, _wrong)
+
+    @app.api_route("/", methods=["GET", "HEAD"])
     def page() -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
         shown = template("serve.html.j2").render(
@@ -148,23 +232,32 @@ def make_app(
 
     @app.post("/name")
     async def name(request: Request) -> dict[str, Any]:
-        return await run_in_threadpool(answers.name, await _body(request))
+        async with at_once:
+            return await run_in_threadpool(answers.name, await _body(request))
 
     @app.post("/correct")
-    async def correct(request: Request, label: str) -> dict[str, str]:
+    async def correct(request: Request, label: str = "") -> dict[str, str]:
         if label not in model.classes_.tolist():
             raise HTTPException(422, "there is no such class")
-        path = await run_in_threadpool(keep, await _body(request), label, corrections)
+        async with at_once:
+            content = await _body(request)
+            path = await run_in_threadpool(answers.keep, content, label, corrections)
         return {"kept": str(path)}
 
     return app
 
 
-def serve(model: PromptClassifier, corrections: Path, host: str, port: int, unsure: float) -> None:
-    """Serves until interrupted."""
+def serve(
+    model: PromptClassifier,
+    corrections: Path,
+    hosts: Hosts,
+    sockets: list[socket.socket],
+    unsure: float,
+) -> None:
+    """Serves on sockets that listen (`gram.hosts.listening`), until interrupted."""
     import uvicorn
 
-    names = {host, "127.0.0.1", "localhost"} if host in ("127.0.0.1", "localhost") else {host}
-    hosts = {f"{name}:{port}" for name in names}
     app = make_app(model, corrections, hosts, unsure)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run(sockets=sockets)

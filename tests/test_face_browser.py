@@ -135,6 +135,18 @@ def test_a_wrong_name_is_corrected_by_keyboard_alone(opened, served, star):
     assert not told.wrong
 
 
+def test_what_the_server_cannot_do_is_shown_in_words(opened, served, star):
+    page, _ = opened
+    (served[1]).mkdir(exist_ok=True)
+    (served[1] / "bus").write_text("a file where the folder would be")
+    page.locator("#files").set_input_files(star)
+    page.locator("article select").select_option("bus")
+    page.get_by_role("button", name="Correct").click()
+    said = page.get_by_text("Not kept: ")
+    said.wait_for()
+    assert str(served[1] / "bus") in said.inner_text()
+
+
 def test_nothing_sticks_out_on_a_phone(opened, star):
     page, _ = opened
     page.set_viewport_size({"width": 360, "height": 740})
