@@ -1,0 +1,430 @@
+"""The face's figures against other libraries, and by hand: intervals, calibration, prediction sets,
+the choice among methods, and what is told of them.
+"""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from scipy.stats import binomtest, norm
+from test_face import BACKBONE, CLASSES, picture, save_pictures, scene
+from test_face_heads import cloud, seen_of, task_of, unit
+
+from gram import PromptClassifier, choice, heads, methods
+from gram.budget import Costs, _seconds
+from gram.choice import choose, folds_of, held_out_logits
+from gram.collection import Collection
+from gram.commands import Asked, evaluate_folder, predict_pictures
+from gram.inputs import Prepared
+from gram.looking import features_of_views
+from gram.prompted import Learned, Seen, Task, context_of, logits_of
+from gram.report import confusions, figures, matrix, per_class
+from gram.trust import (
+    calibration,
+    calibration_error,
+    chances,
+    nonconformity,
+    paired_interval,
+    set_threshold,
+    sets,
+    share_interval,
+    temperature_of,
+)
+from pipeline.benchmarks.cache import Draw
+from pipeline.benchmarks.params import Sgd
+from pipeline.benchmarks.views import AugmentedViews
+from pipeline.clip.backbone import load_backbone
+from pipeline.gram.tune import tune
+from pipeline.params import read_yaml
+from pipeline.prompts.coop import CoOp
+from pipeline.prompts.starts import Start
+
+# --- intervals ---
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("level", [0.5, 0.68, 0.95])
+def test_the_paired_interval_is_the_normal_one_for_many_pictures(level, seed):
+    rng = np.random.default_rng(seed)
+    better, worse = rng.random(900) < 0.8, rng.random(900) < 0.7
+    difference = better.astype(float) - worse
+    half = norm.ppf((1 + level) / 2) * difference.std() / np.sqrt(900)
+    low, high = paired_interval(better, worse, level, seed)
+    assert low == pytest.approx(difference.mean() - half, abs=0.12 * half)
+    assert high == pytest.approx(difference.mean() + half, abs=0.12 * half)
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 5), (5, 5), (1, 9), (37, 60), (700, 1000)])
+def test_the_interval_of_a_share_is_scipys(right, of):
+    wanted = binomtest(right, of).proportion_ci(0.95, method="wilson")
+    assert share_interval(right, of) == pytest.approx((wanted.low, wanted.high), abs=1e-4)
+    assert share_interval(0, 0) == (0.0, 1.0)
+
+
+# --- probabilities ---
+
+
+def test_probabilities_calibration_and_its_error_by_hand():
+    assert chances(np.array([[2.0, 0.0]]), 2.0)[0, 0] == pytest.approx(1 / (1 + np.exp(-1)))
+    sure = np.array([0.97, 0.95, 0.66, 0.62, 1.0, 0.55])
+    told = np.stack([sure, 1 - sure], axis=1)
+    truth = np.array([0, 1, 0, 0, 0, 1])  # right, wrong, right, right, right, wrong
+    assert calibration(told, truth) == [
+        {"pictures": 1, "confidence": pytest.approx(0.55), "accuracy": 0.0},
+        {"pictures": 2, "confidence": pytest.approx(0.64), "accuracy": 1.0},
+        {"pictures": 3, "confidence": pytest.approx(2.92 / 3), "accuracy": pytest.approx(2 / 3)},
+    ]
+    wanted = (1 * 0.55 + 2 * (1 - 0.64) + 3 * (2.92 / 3 - 2 / 3)) / 6
+    assert calibration_error(told, truth) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("true", [1 / 3, 1.0, 10.0])
+def test_the_temperature_is_where_the_likelihood_is_highest(true):
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(500, 4)) * 3
+    labels = np.array([rng.choice(4, p=row) for row in chances(logits, true)])
+    found = temperature_of(logits, labels)
+
+    def likelihood(temperature):
+        return np.log(chances(logits, temperature)[np.arange(500), labels]).mean()
+
+    assert 0.7 * true < found < 1.4 * true
+    assert likelihood(found) > max(likelihood(0.98 * found), likelihood(1.02 * found))
+
+
+def test_a_temperature_has_bounds():
+    assert temperature_of(0.1 * np.eye(3), np.arange(3)) == pytest.approx(1 / 50, rel=1e-2)
+    assert temperature_of(-10 * np.eye(3), np.arange(3)) == pytest.approx(50, rel=1e-2)
+
+
+def test_prediction_sets_by_hand():
+    told = np.array([[0.75, 0.25], [0.5, 0.5], [0.25, 0.75]])
+    assert nonconformity(told, np.array([1, 0, 1])).tolist() == [0.25, 0.5, 0.75]
+    assert sets(told, 0.25).tolist() == [[True, False], [False, False], [False, True]]
+    assert sets(told, 0.5).tolist() == [[True, False], [True, True], [False, True]]
+    nine = np.arange(1, 10) / 10
+    assert [set_threshold(nine, c) for c in (0.05, 0.1, 0.5, 0.9, 0.91)] == [
+        0.1,
+        0.1,
+        0.5,
+        0.9,
+        1.0,
+    ]
+    many = np.arange(1, 100) / 100  # 100 · 0.55 is a little more than 55 in floating point
+    assert set_threshold(many, 0.55) == 0.55
+
+
+# --- the choice ---
+
+
+def test_folds_keep_the_shares_of_classes_and_follow_the_seed():
+    labels = np.repeat([0, 1, 2], [30, 9, 6])
+    parts = folds_of(labels, 3, 1)
+    for train, test in parts:
+        assert np.bincount(labels[test]).tolist() == [10, 3, 2]
+        assert sorted([*train, *test]) == list(range(45))
+    assert sorted(np.concatenate([test for _, test in parts])) == list(range(45))
+    again, other = folds_of(labels, 3, 1), folds_of(labels, 3, 2)
+    assert all((a[1] == b[1]).all() for a, b in zip(parts, again, strict=True))
+    assert any((a[1] != b[1]).any() for a, b in zip(parts, other, strict=True))
+
+
+def test_each_picture_is_judged_by_what_learned_from_the_others_alone(monkeypatch):
+    """The method that learned as the k-th scores k; every picture says by which it was judged."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2), 10)
+    rows = torch.from_numpy(unit(rng.normal(size=(20, 8)))).float()
+    backbone = SimpleNamespace(logit_scale=1.0, dim=8)
+    task, known = Task(backbone, ("a", "b"), "{}", None, 1), []
+
+    def learn(task, seen, given):
+        known.append((seen.features[:, 0], given))
+        return Learned(torch.full((2, 8), float(len(known))), {}, None)
+
+    monkeypatch.setitem(methods.METHODS, "probe", learn)
+    monkeypatch.setattr("gram.choice.features_of", lambda task, learned, seen: seen.features[:, 0])
+    parts = folds_of(labels, 5, 1)
+    seen = Seen(torch.stack([rows, -rows], dim=1), lambda i: None)
+    logits = held_out_logits(task, "probe", seen, labels, parts, lambda: None)
+    by = np.round(logits[:, 0] / rows.numpy().sum(axis=1)).astype(int)
+    assert sorted(by) == sorted(list(range(1, 6)) * 4)
+    for number, (features, given) in enumerate(known, 1):
+        others = by != number
+        assert torch.equal(features, rows[others]) and (given.numpy() == labels[others]).all()
+
+
+def chosen(right_of, monkeypatch, n=400):
+    labels, made = scene(right_of, n)
+    monkeypatch.setattr("gram.choice.held_out_logits", lambda task, m, *_: made[m])
+    return choose(Task(None, ("a", "b"), "{}", None, 1), list(right_of), None, labels, 4), made
+
+
+def test_what_lies_behind_is_told_with_one_standard_error_to_each_side(monkeypatch):
+    found, _ = chosen({"zero-shot": 0.5, "probe": 0.6, "coop": 0.9}, monkeypatch)
+    for row, behind in zip(found.rows, (0.4, 0.3, 0.0), strict=True):
+        error = np.sqrt(behind * (1 - behind) / 400)  # the better one is right wherever it is
+        assert row["behind"] == pytest.approx((behind - error, behind + error), abs=0.12 * error)
+    assert found.method == "coop"
+
+
+def test_one_standard_error_decides(monkeypatch):
+    """Of 100 pictures, 1 more is within it (0.01 ± 0.01), 4 more are not (0.04 ± 0.02)."""
+    found, made = chosen({"zero-shot": 0.89, "probe": 0.9}, monkeypatch, 100)
+    assert found.method == "zero-shot" and found.logits is made["zero-shot"]
+    found, made = chosen({"zero-shot": 0.86, "probe": 0.9}, monkeypatch, 100)
+    assert found.method == "probe" and found.logits is made["probe"]
+
+
+def test_of_equals_the_simplest_is_the_best(monkeypatch):
+    found, _ = chosen({"zero-shot": 0.5, "probe": 0.9, "coop": 0.9}, monkeypatch)
+    assert found.method == "probe" and "is the best" in found.sentence
+    found, made = chosen({"zero-shot": 0.5, "probe": 0.89, "coop": 0.9}, monkeypatch, 100)
+    low, high = found.rows[1]["behind"]
+    assert found.method == "probe" and found.logits is made["probe"]
+    words = f"the difference is {100 * low:.1f} to {100 * high:.1f} points"
+    assert words in found.sentence and 0 <= low < 0.005 and 0.015 < high < 0.025
+
+
+# --- heads and prompts ---
+
+
+def with_other_views(seen, seed=9):
+    """The same centres, and views that say nothing: a head is of the centres alone."""
+    noise = np.random.default_rng(seed).normal(size=(len(seen), 3, seen.features.shape[-1]))
+    noise = torch.nn.functional.normalize(torch.from_numpy(noise).float(), dim=-1)
+    return Seen(torch.cat([seen.features, noise], dim=1), lambda i: None)
+
+
+@pytest.mark.parametrize(("method", "pull"), [(heads.probe, 0.003), (heads.logistic, 0.03)])
+def test_a_probe_balances_the_pictures_and_its_pull(method, pull):
+    """At a minimum of mean cross-entropy + pull · |W − W₀|² / K in logits, by autograd; W₀ is the
+    trusted prompt's head, of which plain regression has the mean alone.
+    """
+    rng = np.random.default_rng(6)
+    centres = unit(rng.normal(size=(4, 16)))
+    features, labels = cloud(rng, centres, 6, 0.4)
+    named = unit(centres + 0.8 * rng.normal(size=centres.shape))
+    seen, truth = with_other_views(seen_of(features)), torch.from_numpy(labels)
+    learned = method(task_of(named), seen, truth)
+    assert learned.trust == heads.trust_in_names(
+        task_of(named), torch.from_numpy(named).float(), seen_of(features), truth
+    )
+    scale = 20.0
+    first = learned.trust * scale * torch.from_numpy(named)
+    if method is heads.logistic:
+        first = first.mean(dim=0).expand_as(first)
+    head = (scale * learned.matrix.double()).requires_grad_()
+    fit = torch.nn.functional.cross_entropy(torch.from_numpy(features) @ head.T, truth)
+    (fit + pull / 4 * (head - first).square().sum()).backward()
+    of_fit = torch.autograd.functional.jacobian(
+        lambda w: torch.nn.functional.cross_entropy(torch.from_numpy(features) @ w.T, truth), first
+    )
+    assert head.grad.norm() < 0.02 * of_fit.norm()
+
+
+def test_views_are_of_the_seed_and_each_another():
+    backbone = load_backbone(BACKBONE)
+    pictures = [picture(CLASSES["lion"], 3), picture(CLASSES["bus"], 4)]
+    found = features_of_views(backbone, iter(pictures), 3, 7)
+    assert found.shape[:2] == (2, 4)
+    for i, one in enumerate(pictures):
+        views = AugmentedViews(backbone, lambda _: one, 0, 3, 7)
+        wanted = [backbone.test_view(one), *(views.view(epoch, i) for epoch in range(3))]
+        with torch.inference_mode():
+            rows = backbone.model.encode_image(torch.stack(wanted), normalize=True)
+        assert torch.allclose(found[i], rows.float(), atol=1e-4)
+        assert float((rows @ rows.T).fill_diagonal_(0).max()) < 1 - 1e-6  # none stands twice
+
+
+@pytest.mark.parametrize(("pictures", "epochs"), [(20, 6), (64, 3), (400, 2)])
+def test_prompts_are_tuned_as_the_protocol_says(pictures, epochs):
+    """Centres and views in turn, the demo's rates, batches of 32; what is taken is the last."""
+    backbone = load_backbone(BACKBONE)
+    rng = np.random.default_rng(1)
+    rows = torch.nn.functional.normalize(
+        torch.from_numpy(rng.normal(size=(pictures, 3, backbone.dim))).float(), dim=-1
+    )
+    labels = torch.arange(pictures) % 2
+    task = Task(backbone, ("lion", "bus"), "a photo of a {}.", None, 5)
+    start = Start(
+        "coop", 1, CoOp(backbone).initial(4, torch.Generator().manual_seed(3)), {}, "none"
+    )
+    learned = methods.tuned(task, start, Seen(rows, lambda i: None), labels, 6)
+    demo = read_yaml(ROOT / "params.yaml")["tuning"]
+    rates = {key: demo[key] for key in ("lr", "warmup_lr", "momentum", "weight_decay")}
+    draw = Draw([rows[:, e % 3].numpy() for e in range(epochs)], labels.numpy(), ["lion", "bus"])
+    wanted = tune(CoOp(backbone), start, draw, Sgd(**rates, batch=32), 5)
+    assert len(wanted) == epochs
+    assert torch.equal(learned.tokens["text"], wanted[-1]["text"])
+    assert not torch.equal(wanted[-1]["text"], wanted[-2]["text"])
+
+
+def test_tuning_takes_four_views_and_sixty_steps():
+    """docs/own-pictures.md measures these."""
+    assert methods.views_for(["zero-shot", "coop"], None) == 4
+    visual, textual = Start("vpt", 1, {}, {}, "none"), Start("coop", 1, {}, {}, "none")
+    assert methods.views_for(["coop-start"], textual) == 4
+    assert methods.views_for(["coop-start"], visual) == 0 == methods.views_for(["probe"], textual)
+    assert methods.batch_of(textual) == 32 and methods.batch_of(Start("cocoop", 1, {}, {}, "")) == 1
+    for pictures, steps in ((10, 60), (64, 60), (320, 60), (3200, 200)):
+        ready = Prepared(
+            Task(None, ("a", "b"), "{}", None, 1),
+            Collection("x", ["p"] * pictures, ["a"] * pictures, None),
+            0,
+            ["coop"],
+            None,
+            "",
+        )
+        free = _seconds(ready, ["coop"], Costs(0.0, 0.0, 0.0, 0.0, 0.0))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gram.budget.STEPS", 60)
+            assert _seconds(ready, ["coop"], Costs(0.0, 0.0, 1.0, 0.0, 0.0)) - free == steps
+
+
+def test_coop_begins_with_the_words_a_photo_of_a():
+    backbone = load_backbone(BACKBONE)
+    begun = methods.plain_start(backbone, 1)
+    task = Task(backbone, ("lion", "bus"), "a photo of a {}.", None, 1)
+    rows = torch.nn.functional.normalize(torch.randn(5, backbone.dim), dim=-1)
+    said = logits_of(task, task.zero_shot, rows)
+    from_start = logits_of(replace(task, start=begun), replace(task, start=begun).started, rows)
+    assert not begun.phi and begun.input_scale == "none"
+    assert context_of(begun.about, begun.theta) == 4
+    assert from_start == pytest.approx(said, abs=1e-3)
+
+
+def test_learned_tokens_are_counted_once_for_all_depths():
+    assert context_of({"prompt": "coop", "depth": "3"}, {"text": torch.zeros(12, 2)}) == 4
+    assert context_of(None, {}) == 0
+
+
+# --- what is told ---
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Pictures that are easy, and some of which lie in a wrong folder."""
+    folder = save_pictures(tmp_path_factory.mktemp("own") / "pictures", 6)
+    for i in range(2):
+        picture(CLASSES["bus"], 50 + i).save(folder / "lion" / f"bus{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(own):
+    return PromptClassifier(BACKBONE, method="probe", folds=3).fit(own)
+
+
+@pytest.fixture(scope="module")
+def model(fitted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "m"
+    fitted.save(folder)
+    return folder
+
+
+def judged(names, truth, told):
+    """What a classifier knows of held-out pictures."""
+    logits = np.log(np.array(told))
+    return SimpleNamespace(
+        classes_=np.array(names),
+        targets_=np.array(truth),
+        judged=np.array(told),
+        held_out_logits_=3 * logits,
+        temperature_=3.0,
+        threshold=lambda coverage: {0.9: 0.45}[coverage],
+    )
+
+
+def test_the_reports_figures_by_hand():
+    told = [
+        [0.8, 0.1, 0.1],
+        [0.6, 0.3, 0.1],
+        [0.2, 0.2, 0.6],
+        [0.1, 0.8, 0.1],
+        [0.7, 0.2, 0.1],
+        [0.5, 0.3, 0.2],
+        [0.9, 0.05, 0.05],
+        [0.4, 0.35, 0.25],
+    ]
+    made = judged(["a", "b", "c"], [0, 0, 0, 1, 1, 2, 2, 0], told)
+    guessed = np.array(told).argmax(axis=1)
+    assert confusions(made, guessed) == [("c", "a", 2), ("a", "c", 1), ("b", "a", 1)]
+    assert matrix(made, guessed).tolist() == [[3, 0, 1], [1, 1, 0], [2, 0, 0]]
+    rows = per_class(made, guessed)
+    assert [(r["name"], r["pictures"], r["accuracy"]) for r in rows] == [
+        ("a", 4, 0.75),
+        ("b", 2, 0.5),
+        ("c", 2, 0.0),
+    ]
+    assert (rows[0]["low"], rows[0]["high"]) == share_interval(3, 4)
+    found = figures(made)
+    assert found["pictures"] == 8 and found["accuracy"] == 0.5
+    assert (found["low"], found["high"]) == share_interval(4, 8)
+    # of the sets at 0.9: a class is in one from 0.55 on
+    assert (found["sure"], found["empty"], found["large"]) == (6 / 8, 2 / 8, 0)
+    sharper = np.array(told) ** 3
+    sharper /= sharper.sum(axis=1, keepdims=True)
+    assert found["ece"] == pytest.approx(calibration_error(np.array(told), made.targets_))
+    assert found["ece_before"] == pytest.approx(calibration_error(sharper, made.targets_))
+    assert abs(found["ece"] - found["ece_before"]) > 0.05
+
+
+def test_what_was_held_out_is_kept_at_the_temperature_that_was_found(fitted, own):
+    """And new pictures are told at the same."""
+    logits, truth = fitted.held_out_logits_, fitted.targets_
+    assert fitted.temperature_ == pytest.approx(temperature_of(logits, truth))
+    assert abs(np.log(fitted.temperature_)) > 0.05  # else this test shows nothing
+    assert fitted.held_out_ == pytest.approx(chances(logits, fitted.temperature_))
+    assert fitted.scores_ == pytest.approx(
+        np.sort(1 - fitted.held_out_[np.arange(len(truth)), truth])
+    )
+    features = fitted.features(own)
+    scale = float(fitted.backbone_.logit_scale)
+    wanted = scale * features.double().numpy() @ fitted.matrix_.double().numpy().T
+    assert fitted.predict_proba(own) == pytest.approx(
+        chances(wanted, fitted.temperature_), abs=1e-6
+    )
+    assert fitted.features_.float().numpy() == pytest.approx(features.numpy(), abs=2e-3)
+
+
+def test_what_is_evaluated_is_what_is_predicted(model, fitted, own):
+    found = evaluate_folder(model, str(BACKBONE), own)
+    files = sorted(own.rglob("*.png"))
+    truth = np.array([f.parent.name.replace("_", " ") for f in files])
+    guessed, told = fitted.predict(files), fitted.predict_proba(files)
+    right = guessed == truth
+    assert 0 < right.sum() < len(files) == found["pictures"]
+    assert found["accuracy"] == right.mean()
+    assert (found["low"], found["high"]) == share_interval(int(right.sum()), len(files))
+    number = np.searchsorted(fitted.classes_, truth)
+    assert found["calibration_error"] == pytest.approx(calibration_error(told, number), abs=1e-6)
+    held = fitted.predict_sets(files, 0.9)
+    assert found["sets_at_0.9"] == {
+        "hold_the_truth": pytest.approx(np.mean([t in s for t, s in zip(truth, held)])),
+        "sure": pytest.approx(np.mean([len(s) == 1 for s in held])),
+    }
+    assert {k: (v["pictures"], v["accuracy"]) for k, v in found["classes"].items()} == {
+        name: (int((truth == name).sum()), right[truth == name].mean()) for name in set(truth)
+    }
+
+
+@pytest.mark.parametrize("coverage", [0.3, 0.6, 0.9])
+def test_rows_tell_the_likeliest_first_and_what_is_unsure(model, fitted, own, coverage):
+    asked = Asked(None, 3, coverage, None)
+    rows, unreadable = predict_pictures(model, str(BACKBONE), [own], asked, lambda words: None)
+    files = [row["path"] for row in rows]
+    told, held = fitted.predict_proba(files), fitted.predict_sets(files, coverage)
+    assert not unreadable and len(rows) == 20
+    for row, chance, held_ in zip(rows, told, held, strict=True):
+        order = sorted(zip(-chance, fitted.classes_, strict=True))
+        assert [one["label"] for one in row["top"]] == [name for _, name in order]
+        assert row["label"] == order[0][1]
+        assert row["probability"] == pytest.approx(-order[0][0], abs=1e-6)
+        assert row["set"] == held_ and row["unsure"] == (len(held_) != 1)
+
+
+def test_the_level_is_told_as_it_is():
+    assert norm.cdf(1) - norm.cdf(-1) == pytest.approx(choice.LEVEL, abs=5e-3)
