@@ -31,10 +31,10 @@ WHOLE = {
 }
 
 
-# … and what trains step by step, downloads, or judges pictures again and again.
+# … and what trains a whole method, downloads, or judges pictures again and again.
 WHOLE_FILES = {
     *("test_new_method", "test_own_pictures", "test_accelerator", "test_devices"),
-    *("test_fetching", "test_training"),
+    "test_fetching",
 }
 
 

@@ -14,14 +14,16 @@ from test_face import BACKBONE, CLASSES, picture, save_pictures, scene
 from test_face_heads import cloud, seen_of, task_of, unit
 
 from gram import PromptClassifier, choice, heads, methods
-from gram.budget import Costs, _seconds
+from gram.budget import Costs, _seconds, _start_step, within
 from gram.choice import choose, folds_of, held_out_logits
-from gram.collection import Collection
+from gram.collection import Collection, read_collection
 from gram.commands import Asked, evaluate_folder, predict_pictures
 from gram.inputs import Prepared
 from gram.looking import features_of_views
-from gram.prompted import Learned, Seen, Task, context_of, logits_of
+from gram.methods import STEPS
+from gram.prompted import Learned, Seen, Task, context_of, features_of, logits_of
 from gram.report import confusions, figures, matrix, per_class
+from gram.serve import Answers
 from gram.trust import (
     calibration,
     calibration_error,
@@ -37,8 +39,10 @@ from pipeline.benchmarks.cache import Draw
 from pipeline.benchmarks.params import Sgd
 from pipeline.benchmarks.views import AugmentedViews
 from pipeline.clip.backbone import load_backbone
+from pipeline.errors import InputError
 from pipeline.gram.tune import tune
 from pipeline.params import read_yaml
+from pipeline.prompts import METHODS as PROMPTS
 from pipeline.prompts.coop import CoOp
 from pipeline.prompts.starts import Start
 
@@ -270,18 +274,8 @@ def test_tuning_takes_four_views_and_sixty_steps():
     assert methods.views_for(["coop-start"], visual) == 0 == methods.views_for(["probe"], textual)
     assert methods.batch_of(textual) == 32 and methods.batch_of(Start("cocoop", 1, {}, {}, "")) == 1
     for pictures, steps in ((10, 60), (64, 60), (320, 60), (3200, 200)):
-        ready = Prepared(
-            Task(None, ("a", "b"), "{}", None, 1),
-            Collection("x", ["p"] * pictures, ["a"] * pictures, None),
-            0,
-            ["coop"],
-            None,
-            "",
-        )
-        free = _seconds(ready, ["coop"], Costs(0.0, 0.0, 0.0, 0.0, 0.0))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gram.budget.STEPS", 60)
-            assert _seconds(ready, ["coop"], Costs(0.0, 0.0, 1.0, 0.0, 0.0)) - free == steps
+        epochs = methods.epochs_of(pictures, 32, STEPS)
+        assert epochs * max(1, pictures // 32) == steps
 
 
 def test_coop_begins_with_the_words_a_photo_of_a():
@@ -301,6 +295,96 @@ def test_learned_tokens_are_counted_once_for_all_depths():
     assert context_of(None, {}) == 0
 
 
+def test_views_of_pixels_are_of_the_seed():
+    backbone = load_backbone(BACKBONE)
+    one = picture(CLASSES["lion"], 3)
+    task = Task(backbone, ("lion", "bus"), "a photo of a {}.", None, 5)
+    seen = Seen(torch.zeros(2, 1, backbone.dim), lambda i: one)
+    draw = methods._draw(PROMPTS["vpt"](backbone), task, seen, torch.tensor([0, 1]), 2)
+    wanted = AugmentedViews(backbone, lambda i: one, 2, 2, 5)
+    assert torch.equal(draw.views[1][[1]], wanted[1][[1]])
+    assert draw.labels.tolist() == [0, 1] and draw.names == ["lion", "bus"]
+
+
+def test_a_start_is_tuned_from_itself_and_probed_by_itself():
+    backbone = load_backbone(BACKBONE)
+    theta = {"text": CoOp(backbone).initial(4, torch.Generator().manual_seed(3))["text"] + 0.05}
+    start = Start("coop", 1, theta, {}, "none")
+    task = Task(backbone, ("lion", "bus"), "a photo of a {}.", start, 1)
+    rows = torch.nn.functional.normalize(torch.randn(8, 5, backbone.dim), dim=-1)
+    seen, labels = Seen(rows, lambda i: None), torch.arange(8) % 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "STEPS", 2)
+        learned = methods.METHODS["coop-start"](task, seen, labels)
+    wanted = methods.tuned(task, start, seen, labels, 2)
+    assert torch.equal(learned.tokens["text"], wanted.tokens["text"])
+    probe = methods.METHODS["start-probe"](task, seen, labels)
+    alone = heads._probed(task, task.started, seen, labels, names_count=True)
+    other = methods.METHODS["probe"](task, seen, labels)
+    assert torch.equal(probe.matrix, alone.matrix) and not torch.equal(probe.matrix, other.matrix)
+    # what no token changes is seen as it was: the centre, not a view
+    assert torch.equal(features_of(task, task.zero_shot, seen), rows[:, 0])
+    opened = Seen(rows, lambda i: i)[np.array([5, 2])].opened
+    assert [opened(0), opened(1)] == [5, 2]
+
+
+# --- how long it takes ---
+
+
+def ready(pictures, tried, start=None, folds=5):
+    return Prepared(
+        Task(None, ("a", "b"), "{}", start, 1),
+        Collection("x", ["p"] * pictures, ["a"] * pictures, None),
+        folds,
+        tried,
+        None,
+        "",
+    )
+
+
+def test_the_time_told_before_is_that_of_all_parts():
+    """100 pictures in five folds: five trainings on 80, one on 100."""
+    costs = Costs(1.0, 3.0, 0.5, 2.0, 0.25, head=10.0)
+    vpt = Start("vpt", 1, {}, {}, "none")
+    assert _seconds(ready(100, []), ["zero-shot"], costs) == 100.0
+    assert _seconds(ready(100, []), ["logistic"], costs) == 100 + 10 * (5 * 80 + 100) / 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gram.budget.STEPS", 60)
+        # two steps an epoch of 80 pictures, three of 100: 30 and 20 epochs, with views
+        assert _seconds(ready(100, []), ["coop"], costs) == 300 + 0.5 * 6 * 60
+        # what is seen through the start's tokens: held out, and once more for the page
+        of_start = 2.0 * 6 * 60 + 0.25 * 200
+        assert _seconds(ready(100, [], vpt), ["coop-start"], costs) == 100 + of_start
+        assert _seconds(ready(100, [], vpt, 0), ["coop-start"], costs) == 100 + 2 * 60 + 25
+
+
+def test_what_takes_longer_than_allowed_is_left_out(monkeypatch):
+    costs = Costs(1.0, 3.0, 0.5, 2.0, 0.25, head=10.0)
+    monkeypatch.setattr("gram.budget._costs", lambda ready: costs)
+    monkeypatch.setattr("gram.budget.STEPS", 60)
+    asked = ready(100, ["zero-shot", "probe", "coop", "coop-start"], Start("coop", 1, {}, {}, ""))
+    all_of_it = 300 + 50 + 180 + (2.0 * 360 + 0.25 * 200)
+    found, seconds, left_out = within(asked, all_of_it / 60)
+    assert found.methods == asked.methods and seconds == all_of_it and not left_out
+    found, seconds, left_out = within(asked, all_of_it / 60 - 0.01)
+    assert found.methods == ["zero-shot", "probe", "coop"] and seconds == 530.0
+    assert left_out == {"coop-start": 770.0}
+    found, seconds, left_out = within(asked, 3)
+    assert found.methods == ["zero-shot", "probe"] and seconds == 150.0
+    assert left_out == {"coop-start": 770.0, "coop": 380.0}
+    with pytest.raises(InputError, match="about 2 min, and --minutes is 2;"):
+        within(asked, 2)
+
+
+def test_a_step_of_many_pictures_is_told_by_a_few(monkeypatch):
+    """4 of 32 through the tower; what is the same for all pictures is counted once."""
+    monkeypatch.setattr("gram.budget._step", lambda ready, start, pictures: 0.5 + pictures)
+    vpt, joint = (Start(k, 1, t, {}, "") for k, t in (("vpt", {}), ("joint", {"text": 0})))
+    assert _start_step(ready(100, []), vpt, 0.5) == 4.5 * 8
+    assert _start_step(ready(100, []), joint, 0.5) == 0.5 + 4 * 8
+    assert _start_step(ready(20, []), vpt, 0.5) == 4.5 * 5
+
+
 # --- what is told ---
 
 
@@ -314,14 +398,14 @@ def own(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fitted(own):
+def probed(own):
     return PromptClassifier(BACKBONE, method="probe", folds=3).fit(own)
 
 
 @pytest.fixture(scope="module")
-def model(fitted, tmp_path_factory):
+def kept(probed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "m"
-    fitted.save(folder)
+    probed.save(folder)
     return folder
 
 
@@ -372,36 +456,36 @@ def test_the_reports_figures_by_hand():
     assert abs(found["ece"] - found["ece_before"]) > 0.05
 
 
-def test_what_was_held_out_is_kept_at_the_temperature_that_was_found(fitted, own):
+def test_what_was_held_out_is_kept_at_the_temperature_that_was_found(probed, own):
     """And new pictures are told at the same."""
-    logits, truth = fitted.held_out_logits_, fitted.targets_
-    assert fitted.temperature_ == pytest.approx(temperature_of(logits, truth))
-    assert abs(np.log(fitted.temperature_)) > 0.05  # else this test shows nothing
-    assert fitted.held_out_ == pytest.approx(chances(logits, fitted.temperature_))
-    assert fitted.scores_ == pytest.approx(
-        np.sort(1 - fitted.held_out_[np.arange(len(truth)), truth])
+    logits, truth = probed.held_out_logits_, probed.targets_
+    assert probed.temperature_ == pytest.approx(temperature_of(logits, truth))
+    assert abs(np.log(probed.temperature_)) > 0.05  # else this test shows nothing
+    assert probed.held_out_ == pytest.approx(chances(logits, probed.temperature_))
+    assert probed.scores_ == pytest.approx(
+        np.sort(1 - probed.held_out_[np.arange(len(truth)), truth])
     )
-    features = fitted.features(own)
-    scale = float(fitted.backbone_.logit_scale)
-    wanted = scale * features.double().numpy() @ fitted.matrix_.double().numpy().T
-    assert fitted.predict_proba(own) == pytest.approx(
-        chances(wanted, fitted.temperature_), abs=1e-6
+    features = probed.features(own)
+    scale = float(probed.backbone_.logit_scale)
+    wanted = scale * features.double().numpy() @ probed.matrix_.double().numpy().T
+    assert probed.predict_proba(own) == pytest.approx(
+        chances(wanted, probed.temperature_), abs=1e-6
     )
-    assert fitted.features_.float().numpy() == pytest.approx(features.numpy(), abs=2e-3)
+    assert probed.features_.float().numpy() == pytest.approx(features.numpy(), abs=2e-3)
 
 
-def test_what_is_evaluated_is_what_is_predicted(model, fitted, own):
-    found = evaluate_folder(model, str(BACKBONE), own)
+def test_what_is_evaluated_is_what_is_predicted(kept, probed, own):
+    found = evaluate_folder(kept, str(BACKBONE), own)
     files = sorted(own.rglob("*.png"))
     truth = np.array([f.parent.name.replace("_", " ") for f in files])
-    guessed, told = fitted.predict(files), fitted.predict_proba(files)
+    guessed, told = probed.predict(files), probed.predict_proba(files)
     right = guessed == truth
     assert 0 < right.sum() < len(files) == found["pictures"]
     assert found["accuracy"] == right.mean()
     assert (found["low"], found["high"]) == share_interval(int(right.sum()), len(files))
-    number = np.searchsorted(fitted.classes_, truth)
+    number = np.searchsorted(probed.classes_, truth)
     assert found["calibration_error"] == pytest.approx(calibration_error(told, number), abs=1e-6)
-    held = fitted.predict_sets(files, 0.9)
+    held = probed.predict_sets(files, 0.9)
     assert found["sets_at_0.9"] == {
         "hold_the_truth": pytest.approx(np.mean([t in s for t, s in zip(truth, held)])),
         "sure": pytest.approx(np.mean([len(s) == 1 for s in held])),
@@ -412,18 +496,61 @@ def test_what_is_evaluated_is_what_is_predicted(model, fitted, own):
 
 
 @pytest.mark.parametrize("coverage", [0.3, 0.6, 0.9])
-def test_rows_tell_the_likeliest_first_and_what_is_unsure(model, fitted, own, coverage):
+def test_rows_tell_the_likeliest_first_and_what_is_unsure(kept, probed, own, coverage):
     asked = Asked(None, 3, coverage, None)
-    rows, unreadable = predict_pictures(model, str(BACKBONE), [own], asked, lambda words: None)
+    rows, unreadable = predict_pictures(kept, str(BACKBONE), [own], asked, lambda words: None)
     files = [row["path"] for row in rows]
-    told, held = fitted.predict_proba(files), fitted.predict_sets(files, coverage)
+    told, held = probed.predict_proba(files), probed.predict_sets(files, coverage)
     assert not unreadable and len(rows) == 20
     for row, chance, held_ in zip(rows, told, held, strict=True):
-        order = sorted(zip(-chance, fitted.classes_, strict=True))
+        order = sorted(zip(-chance, probed.classes_, strict=True))
         assert [one["label"] for one in row["top"]] == [name for _, name in order]
         assert row["label"] == order[0][1]
         assert row["probability"] == pytest.approx(-order[0][0], abs=1e-6)
         assert row["set"] == held_ and row["unsure"] == (len(held_) != 1)
+
+
+def test_other_classes_are_given_no_sets_of_what_was_held_out(probed, own):
+    wider = probed.with_classes(["zebra"])
+    assert wider.held_out_ is None and probed.held_out_ is not None
+    with pytest.raises(InputError, match="cannot say when it is unsure"):
+        wider.predict_sets([own / "bus" / "0.png"])
+    # what was learned stays, and the new row is the prompt's, trusted as far
+    assert torch.equal(wider.matrix_[:3], probed.matrix_)
+    task = replace(probed.task_, names=("zebra",))
+    assert torch.allclose(wider.matrix_[3], probed.trust_ * task.zero_shot.matrix[0], atol=1e-6)
+
+
+def test_the_page_tells_the_likeliest_and_the_nearest(probed, own):
+    content = (own / "bus" / "0.png").read_bytes()
+    chance = probed.predict_proba([content])[0]
+    near = probed.features_.float().numpy() @ probed.features([content])[0].numpy()
+    order = sorted(zip(-near, probed.collection_.files, strict=True))
+    for coverage in (0.3, 0.9):
+        told = Answers(probed, coverage).name(content)
+        likeliest = sorted(zip(-chance, probed.classes_, strict=True))
+        assert [one["label"] for one in told["top"]] == [name for _, name in likeliest]
+        assert told["set"] == probed.predict_sets([content], coverage)[0]
+        assert [one["file"] for one in told["near"]] == [file for _, file in order[:3]]
+    assert told["near"][0]["file"] == "bus/0.png"  # itself
+
+
+def test_a_collection_is_known_by_labels_and_contents_alone(tmp_path):
+    def saved(name, files):
+        for where, number in files.items():
+            (tmp_path / name / where).parent.mkdir(parents=True, exist_ok=True)
+            picture((90, 90, 90), number).save(tmp_path / name / where)
+        return read_collection(tmp_path / name)
+
+    one = saved("one", {"a/1.png": 1, "a/2.png": 2, "b/3.png": 3})
+    assert saved("renamed", {"a/9.png": 1, "a/0.png": 2, "b/x.png": 3}).fingerprint == (
+        one.fingerprint
+    )
+    for number, other in enumerate(
+        ({"a/1.png": 1, "b/2.png": 2, "b/3.png": 3}, {"a/1.png": 1, "a/2.png": 4, "b/3.png": 3})
+    ):
+        assert saved(f"other{number}", other).fingerprint != one.fingerprint
+    assert one.names == ["a", "b"] and one.targets.tolist() == [0, 0, 1]
 
 
 def test_the_level_is_told_as_it_is():

@@ -130,6 +130,33 @@ def test_tuning_is_sgd_with_the_settings_of_params_yaml(batch):
         assert found[epoch]["text"].numpy() == pytest.approx(w, abs=1e-5), epoch
 
 
+@pytest.mark.parametrize("scale", ["rms", "none"])
+def test_tuning_goes_through_the_regulator_of_the_start(scale):
+    """One step by hand: ĝ = s (tanh(W^γ g/s + b^γ) g/s + tanh(W^β g/s + b^β)), and s is 1 or the
+    gradient's root mean square.
+    """
+    rng = np.random.default_rng(6)
+    views, labels = rng.normal(size=(1, 4, 2)).astype(np.float32), np.arange(4) % 3
+    w = rng.normal(size=(3, 2))
+    phi = {
+        f"text.{part}": rng.normal(size=(2, 2) if part[0] == "W" else (1, 2))
+        for part in ("W_gamma", "b_gamma", "W_beta", "b_beta")
+    }
+    settings = Sgd(lr=9.0, warmup_lr=0.5, momentum=0.8, weight_decay=0.1, batch=4)
+    tensors = {name: torch.from_numpy(rows).float() for name, rows in phi.items()}
+    start = Start("coop", 1, {"text": torch.from_numpy(w).float()}, tensors, scale)
+    (found,) = tune(Linear(), start, Draw(views, labels, ["a", "b", "c"]), settings, 1)
+    scores = views[0] @ w.T
+    chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    chances[np.arange(4), labels] -= 1
+    g = chances.T @ views[0] / 4
+    s = np.sqrt((g**2).mean()) if scale == "rms" else 1.0
+    gamma = np.tanh(g / s @ phi["text.W_gamma"].T + phi["text.b_gamma"])
+    beta = np.tanh(g / s @ phi["text.W_beta"].T + phi["text.b_beta"])
+    wanted = w - 0.5 * (s * (gamma * g / s + beta) + 0.1 * w)
+    assert found["text"].numpy() == pytest.approx(wanted, abs=1e-5)
+
+
 # --- meta-learning ---
 
 REGULATOR = Regulator(input_scale="rms", bias=1.5, weight_std=0.0, bias_per_token=False)

@@ -1,15 +1,31 @@
 """The stage `publish`: a learned start as others take it."""
 
+import io
 import json
 import shutil
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT, run
 from safetensors.torch import load_file
-from test_face import BACKBONE, few_steps, gram, other_backbone, own, start  # noqa: F401
+from test_face import (  # noqa: F401
+    BACKBONE,
+    CLASSES,
+    few_steps,
+    gram,
+    other_backbone,
+    own,
+    picture,
+    start,
+)
 
 from gram import InputError
+from pipeline.clip.backbone import open_picture
 from pipeline.clip.digest import backbone_digest
+from pipeline.gram.serving import Classifier
+from pipeline.prompts.base import placed
+from pipeline.prompts.starts import method_of
 
 FIGURES = {"base": 70.8, "new": 62.2, "H": 66.2}
 
@@ -65,3 +81,26 @@ def test_what_is_not_there_is_named(start, tmp_path):  # noqa: F811
     with pytest.raises(InputError, match="regulator.safetensors: missing"):
         publish(tmp_path / "s", tmp_path / "p", BACKBONE, figures=tmp_path, **settings)
     assert not (tmp_path / "p").exists()
+
+
+def test_a_start_as_a_model_names_pictures_as_eq_1_says(start):  # noqa: F811
+    """Softmax over names, picture by picture, in the wording that is given; "a photo of a" where
+    the method learns the words.
+    """
+    pictures, names = [], ["lion", "bus", "sea star"]
+    for seed, colour in enumerate(CLASSES.values()):
+        packed = io.BytesIO()
+        picture(colour, seed).save(packed, "png")
+        pictures.append(packed.getvalue())
+    model = Classifier(start, BACKBONE)
+    backbone = model.backbone
+    with torch.inference_mode():
+        views = torch.stack([backbone.test_view(open_picture(p)) for p in pictures])
+        images = backbone.model.encode_image(views, normalize=True)
+        coop = method_of(model.start.about, backbone, "{}")
+        texts = coop.head(placed(model.start.theta, backbone.device), coop.prepare([names]))[0]
+    logits = float(backbone.logit_scale) * (images @ texts.T).numpy()
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = model.predict(pictures, names)
+    assert [row["label"] for row in found] == [names[k] for k in chances.argmax(axis=1)]
+    assert [row["probability"] for row in found] == pytest.approx(chances.max(axis=1), abs=1e-4)

@@ -208,6 +208,7 @@ def one_step(
     )
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "changes",
     [{}, {"outer": outer(optimiser="sgd", schedule="cosine", weight_decay=0.01)}],
@@ -226,6 +227,7 @@ def test_resumed_training_is_the_same_to_the_bit(method, episodes, tmp_path, cha
     assert curve == curve_again and [row["step"] for row in curve] == list(range(10))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("prompt", ["coop", "vpt"])
 def test_the_towers_run_in_one_thread_only(backbone, episodes, tmp_path, monkeypatch, prompt):
     """Which attention runs is a setting of the whole process: in the thread that reads ahead it
@@ -244,6 +246,7 @@ def test_the_towers_run_in_one_thread_only(backbone, episodes, tmp_path, monkeyp
     assert set(threads) == {threading.main_thread()}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("prompt", ["coop", "vpt"])
 def test_episodes_are_read_in_threads_that_end(backbone, episodes, tmp_path, monkeypatch, prompt):
     threads = set()
@@ -276,6 +279,7 @@ t.train(method, Path({episodes!r}), Path({work!r}), pause=4)
 """
 
 
+@pytest.mark.whole
 def test_training_goes_on_after_a_hard_kill(method, episodes, tmp_path):
     theta, phi, curve = train(method, episodes, tmp_path / "whole")
     work, checkpoint = tmp_path / "killed", tmp_path / "killed" / "checkpoint.safetensors"
@@ -403,6 +407,7 @@ def test_tasks_at_once_change_nothing_but_rounding(method, episodes, tmp_path, a
         assert row == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.whole
 def test_learning_changes_tokens_and_regulator_and_lowers_the_loss(method, episodes, tmp_path):
     theta, phi, curve = train(method, episodes, tmp_path, steps=30)
     begin = tensors_of(*start(method))
@@ -413,6 +418,7 @@ def test_learning_changes_tokens_and_regulator_and_lowers_the_loss(method, episo
     )
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("prompt", ["vpt", "joint"])
 def test_visual_tokens_learn_from_the_pictures(backbone, episodes, tmp_path, prompt):
     """The bytes in the shards are decoded; the cached features (random here) are not used."""
@@ -504,6 +510,30 @@ def test_an_entry_s_own_rate_and_steps_replace_the_common_ones(backbone, episode
     assert not equal(learn(0.7)[0], learn(0.1)[0]) and not equal(learn(0.1, 0.05)[0], learn(0.1)[0])
 
 
+def test_another_seed_depth_or_regulator_is_another_start(backbone, episodes, tmp_path):
+    """The kind of prompt, its depth and the input scale stay with the start; φ is there for the
+    affine regulator of Algorithm 1 alone.
+    """
+
+    def learned(seed=1, **own):
+        work = tmp_path / f"{seed}{own}"
+        work.mkdir()
+        entry = MetaMethod(prompt="coop", episodes="e", steps=1, **own)
+        return learn_start(backbone, entry, LEARNED, seed, Workplace(episodes, work))[0]
+
+    first = learned()
+    assert (first.prompt, first.depth, first.input_scale) == ("coop", 1, "rms")
+    assert set(first.theta) == {"text"} and set(first.phi) > {"text.W_gamma", "text.b_beta"}
+    assert not any(leaf.requires_grad for leaf in (first.theta | first.phi).values())
+    # beyond four tokens they are random, by the seed
+    many = [learned(seed, tokens=6).theta for seed in (1, 2)]
+    assert many[0]["text"].shape[0] == 6 and not torch.equal(many[0]["text"], many[1]["text"])
+    deep = learned(depth=2)
+    assert deep.depth == 2 and deep.theta["text"].shape[0] == 2 * first.theta["text"].shape[0]
+    assert not learned(regulator="identity").phi
+    assert not learned(algorithm="pretrain").phi
+
+
 LEARNED = Learning(
     context_tokens=4,
     inner_lr=0.1,
@@ -548,7 +578,11 @@ def validated(row):
 
 @pytest.mark.parametrize(
     ("prompt", "at_once", "inner"),
-    [("coop", None, INNER), ("coop", 2, InnerStep(0.05, 3, True, "none")), ("vpt", 1, INNER)],
+    [
+        ("coop", None, INNER),
+        ("coop", 2, InnerStep(0.05, 3, True, "none")),
+        pytest.param("vpt", 1, INNER, marks=pytest.mark.whole),
+    ],
     ids=["coop", "three steps", "vpt"],
 )
 def test_validation_tasks_say_what_they_say_by_hand(
@@ -564,6 +598,7 @@ def test_validation_tasks_say_what_they_say_by_hand(
     assert curve[0]["validation_loss"] != curve[0]["validation_plain_loss"]
 
 
+@pytest.mark.whole
 def test_looking_at_validation_tasks_teaches_nothing(method, episodes, judged_episodes, tmp_path):
     looked = train(method, judged_episodes, tmp_path / "a", outer=outer(validate_every=3))
     blind = train(method, episodes, tmp_path / "b")
@@ -761,6 +796,7 @@ def cosine(a, b):
     return F.cosine_similarity(flat(a), flat(b), dim=0).item()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("prompt", ["coop", "vpt"])
 def test_bf16_is_close_to_fp32(backbone, episodes, prompt):
     """Not equal, or the precision would not have been used; tokens, regulator and their
@@ -777,6 +813,7 @@ def test_bf16_is_close_to_fp32(backbone, episodes, prompt):
     assert short.figures["query_loss"] == pytest.approx(exact.figures["query_loss"], rel=0.02)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("second_order", [True, False])
 @pytest.mark.parametrize("prompt", ["coop", "vpt", "joint"])
 def test_recomputed_activations_give_the_same_gradients(
