@@ -1,23 +1,35 @@
 """Topic words against values computed by hand, neighbour graphs, outliers, domains."""
 
 import math
+import sys
+from types import SimpleNamespace
 
+import hdbscan
 import numpy as np
 import pytest
+import umap
 from scipy import sparse
+from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_score
+from sklearn.metrics.pairwise import cosine_distances
+from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from pipeline.clustering.domains import find_domains, separation, split_topic
 from pipeline.clustering.labels import bertopic_tfidf, cluster_tfidf, coherence, count_words
 from pipeline.clustering.labels import describe_topics as describe_counted
-from pipeline.clustering.neighbours import neighbour_graph
+from pipeline.clustering.layout import reduce
+from pipeline.clustering.neighbours import _itself_first, neighbour_graph
 from pipeline.clustering.params import Domains, Label, Topics
 from pipeline.clustering.topics import (
+    by_density,
+    centres_of,
     find_topics,
+    group,
     join_outliers,
     lay_out,
     of_sample,
+    persistent_size,
     stability,
 )
 from pipeline.errors import InputError
@@ -102,6 +114,9 @@ def test_coherence_by_hand():
     npmi = math.log(0.3 / (0.4 * 0.3)) / -math.log(0.3)
     assert coherence(counted, [["lion", "cub"]]) == pytest.approx(npmi)
     assert coherence(counted, [["lion", "bus"]]) == -1
+    # a caption holds a word or does not
+    twice = count_words(["lion lion cub"] * 3 + ["lion"] + ["red bus"] * 6, label())
+    assert coherence(twice, [["lion", "cub"]]) == pytest.approx(npmi)
     assert coherence(counted, [["red", "bus"]]) == pytest.approx(1)
     # one word has no pair
     assert coherence(counted, [["lion", "cub"], ["lion", "bus"], ["lion"]]) == pytest.approx(
@@ -340,6 +355,207 @@ def test_outliers_join_the_nearest_topic_only_if_similar():
     assert joined.tolist() == [0, 0, 1, 1, 0, -1]
 
 
+def test_an_outlier_joins_from_the_least_similarity_on():
+    """Centres are at 0 and 90 degrees; an outlier's similarities to them are its cosine and sine.
+    What is opposite is not near.
+    """
+    centres = [[1, 0], [1, 0], [0, 1]]
+    outliers = [[0.5, -(0.75**0.5)], [-0.96, 0.28], [-0.6, -0.8]]
+    x, topic = np.array(centres + outliers, np.float32), np.array([0, 0, 1, -1, -1, -1])
+    for least, wanted in (
+        (0.5, [0, -1, -1]),
+        (0.501, [-1, -1, -1]),
+        (0.28, [0, 1, -1]),
+        (0.281, [0, -1, -1]),
+        (-0.59, [0, 1, -1]),
+        (-0.61, [0, 1, 0]),
+    ):
+        assert join_outliers(x, topic, least).tolist() == [0, 0, 1, *wanted], least
+
+
+def test_a_topic_s_centre_is_the_mean_of_its_captions():
+    """A row that stands for nine captions draws it nine times as strongly."""
+    x = np.array([[1, 0], [0, 1], [0.6, 0.8], [1, 0]], np.float32)
+    topic, weight = np.array([0, 0, -1, 1]), np.array([1, 9, 1, 1])
+    assert centres_of(x, topic, weight)[0] == pytest.approx(np.array([1, 9]) / np.sqrt(82))
+    similar = (0.6 + 0.8 * 9) / np.sqrt(82)  # unweighted, 0.99 at both
+    for least, joined in ((similar - 1e-4, 0), (similar + 1e-4, -1)):
+        assert join_outliers(x, topic, least, weight)[2] == joined
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    """Groups, captions that are like nothing, and some of all that stand several times."""
+    rng = np.random.default_rng(8)
+    x, _ = groups(6, 40)
+    x = np.concatenate([x, unit(rng.normal(size=(300, x.shape[1])))])
+    return x[np.repeat(np.arange(len(x)), rng.choice([1, 1, 1, 5], len(x)))]
+
+
+def test_every_caption_counts_where_outliers_join(crowd):
+    """The centres are of all captions as they stand, equal ones too; counts are of captions."""
+    changes = {"outliers": "drop", "min_cluster_size": 25, "selection": "leaf"}
+    apart = Topics(**TOPICS | changes)
+    found = find_topics(crowd, apart, 1, silent)
+    topic, outside = found.topic, found.topic < 0
+    names = range(topic.max() + 1)
+    centres = unit(np.stack([crowd[topic == t].mean(axis=0) for t in names]))
+    similar = crowd[outside] @ centres.T
+    least = float(np.median(similar.max(axis=1))) + 1e-4
+    wanted = topic.copy()
+    wanted[outside] = np.where(similar.max(axis=1) >= least, similar.argmax(axis=1), -1)
+    together = apart.model_copy(update={"outliers": "nearest", "nearest_similarity": least})
+    joined = find_topics(crowd, together, 1, silent)
+    assert (joined.topic == wanted).all() and 10 < (wanted < 0).sum() < outside.sum() - 10
+    for counts, after in ((found.counts, topic), (joined.counts, wanted)):
+        assert (
+            counts["captions"] == len(crowd) > counts["distinct"] == len(np.unique(crowd, axis=0))
+        )
+        assert counts["outliers_before"] == outside.sum()
+        assert counts["outliers"] == (after < 0).sum()
+        assert counts["coverage"] == pytest.approx((after >= 0).mean(), abs=1e-4)
+    # one row a caption, the centres would be others
+    alone = np.unique(crowd, axis=0, return_index=True)[1]
+    other = unit(np.stack([crowd[alone][topic[alone] == t].mean(axis=0) for t in names]))
+    assert ((crowd[outside] @ other.T).max(axis=1) >= least).sum() != (wanted[outside] >= 0).sum()
+
+
+def test_the_others_follow_their_nearest_of_the_sample(crowd):
+    """With its topic and its strength."""
+    asked = Topics(**TOPICS | {"outliers": "drop", "fit_on": 150, "min_cluster_size": 40})
+    found = find_topics(crowd, asked, 1, silent)
+    assert len(found.fitted) == 150 == len(set(found.fitted))
+    nearest = (crowd @ crowd[found.fitted].T).argmax(axis=1)
+    assert (found.topic == found.grouped.topic[nearest]).all()
+    assert (found.strength == found.grouped.strength[nearest]).all()
+    assert len(np.unique(found.strength)) > 10
+    other = find_topics(crowd, asked, 2, silent)
+    assert set(found.fitted) != set(other.fitted)  # another sample with another seed
+
+
+@pytest.mark.parametrize("selection", ["leaf", "eom"])
+def test_topics_are_hdbscan_s_among_umap_s_places(crowd, selection):
+    """Two kinds of two groups each: leaf finds four, eom two; each point as one, and weighted."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[0, 0], [1.8, 0], [30, 0], [31.8, 0]])
+    places = np.repeat(centres, 40, axis=0) + 0.5 * rng.normal(size=(160, 2))
+    asked = Topics(**TOPICS | {"selection": selection, "min_cluster_size": 15, "min_samples": 3})
+    found, strength, validity = by_density(places, np.ones(160, int), asked)
+    wanted = hdbscan.HDBSCAN(15, 3, cluster_selection_method=selection, gen_min_span_tree=True).fit(
+        places
+    )
+    assert found.max() + 1 == {"leaf": 4, "eom": 2}[selection]
+    assert (found == wanted.labels_).all() and (strength == wanted.probabilities_).all()
+    assert validity == pytest.approx(wanted.relative_validity_)
+    # a topic of 100 captions is there only where points are counted by their captions
+    large = asked.model_copy(update={"min_cluster_size": 100})
+    weight = np.where(np.arange(160) % 80 < 40, 9, 1)
+    assert by_density(places, np.ones(160, int), large)[0].max() == -1
+    assert by_density(places, weight, large)[0].max() >= 1
+    # the places are UMAP's on the graph of neighbours, as params.yaml says
+    x = np.unique(crowd, axis=0)
+    settings = Topics(**TOPICS | {"min_dist": 0.05})
+    graph, _ = neighbour_graph(x, settings.neighbours, 10_000, 1.0, 3)
+    made = group(x, np.ones(len(x), int), graph, settings, 3, silent)
+    assert np.array_equal(made.reduced, reduce(x, graph, settings.components, 0.05, 3))
+
+
+def test_stability_is_the_rand_index_over_captions(crowd):
+    x, weight = np.unique(crowd, axis=0, return_counts=True)
+    noise = unit(np.random.default_rng(3).normal(size=x.shape))
+    settings = Topics(
+        **TOPICS | {"min_cluster_size": 20, "selection": "leaf", "outliers": "drop", "repeats": 2}
+    )
+    graph, _ = neighbour_graph(noise, settings.neighbours, 10_000, 1.0, 1)
+    one, *others = (group(noise, weight, graph, settings, s, silent).topic for s in (1, 2, 3))
+    each = [adjusted_rand_score(np.repeat(one, weight), np.repeat(o, weight)) for o in others]
+    found = stability(noise, weight, one, settings, 1, silent)
+    assert found == pytest.approx(np.mean(each), abs=1e-4) and found < 0.9
+    assert found != pytest.approx(np.mean([adjusted_rand_score(one, o) for o in others]), abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # UMAP's, of a seed and a graph that is given
+def test_the_map_is_umap_s_from_the_principal_components(crowd):
+    x = np.unique(crowd, axis=0)
+    reduced = np.random.default_rng(2).normal(size=(len(x), 5)) * [9, 5, 1, 1, 1]
+    shown, found = lay_out(x, reduced, Topics(**TOPICS), 4)
+    graph, _ = neighbour_graph(x, TOPICS["neighbours"], 10_000, 1.0, 4)
+    start = PCA(2, random_state=4).fit_transform(reduced)
+    wanted = umap.UMAP(
+        n_neighbors=TOPICS["neighbours"],
+        min_dist=0.5,
+        metric="cosine",
+        init=10 * start / np.abs(start).max(),
+        n_epochs=100,
+        random_state=4,
+        precomputed_knn=(*graph, None),
+    ).fit_transform(x)
+    assert (shown == np.arange(len(x))).all() and np.array_equal(found, wanted)
+
+
+def test_plscan_s_size_is_the_one_that_topics_outlast(monkeypatch):
+    """Of PLSCAN's answer, without its compiler; the slow tier asks PLSCAN itself."""
+
+    class Plscan:
+        def __init__(self, **settings):
+            assert settings == {"min_samples": 3, "reproducible": True}
+
+        def fit(self, places):
+            return self
+
+        base_min_cluster_size = 7
+        layer_persistence_scores_ = np.array([0.5, 2.0, 1.0])
+        total_persistence_ = np.array([0.1, 0.5, 1.0, 2.0, 0.7])
+        min_cluster_sizes_ = np.array([2.0, 5.0, 9.0, 14.0, 30.0])
+
+    monkeypatch.setitem(sys.modules, "fast_hdbscan", SimpleNamespace(PLSCAN=Plscan))
+    assert persistent_size(np.zeros((5, 2)), 3) == 15
+    monkeypatch.setattr(Plscan, "layer_persistence_scores_", np.array([2.0]))
+    assert persistent_size(np.zeros((5, 2)), 3) == 7
+
+
+def test_a_row_that_is_not_found_takes_the_last_one_s_place():
+    found = np.array([[2, 1, 3], [1, 0, 2], [0, 1, 2], [3, -1, -1]])
+    distance = np.array([[0.1, 0.2, 0.3], [0.0, 0.1, 0.4], [0.0, 0.0, 0.0], [0.0, 9.0, 9.0]])
+    rows, far = _itself_first(found.copy(), distance.copy())
+    assert rows.tolist() == [[0, 1, 2], [1, 0, 2], [2, 1, 0], [3, -1, -1]]
+    assert far == pytest.approx(
+        np.array([[0, 0.2, 0.1], [0, 0.1, 0.4], [0, 0, 0], [0, np.inf, np.inf]])
+    )
+
+
+def test_the_graph_s_distances_are_scikit_learn_s():
+    x = unit(np.random.default_rng(1).normal(size=(50, 3)))  # opposite ones are 2 apart
+    (rows, far), recall = neighbour_graph(x, 50, 1000, 1.0, 0)
+    wanted = np.sort(cosine_distances(x), axis=1)
+    assert far == pytest.approx(wanted, abs=1e-5) and far.max() > 1.5 and recall == 1
+    assert np.take_along_axis(cosine_distances(x), rows, axis=1) == pytest.approx(far, abs=1e-5)
+
+
+def test_what_is_in_all_topics_but_one_names_none():
+    """Eq 3 gives log(4 / (3 + 1)) = 0."""
+    captions = ["red lion", "red bus", "red pie", "cup"] * 3
+    described = describe_topics(captions, np.arange(12) % 4, label())
+    assert [d["words"] for d in described] == [["lion"], ["bus"], ["pie"], ["cup"]]
+
+
+def test_distances_of_an_approximate_graph_are_cosines(monkeypatch):
+    """With scikit-learn's search in the place of the descent, which compiles for a minute; the
+    whole tier runs that one.
+    """
+
+    class Exact:
+        def __init__(self, vectors, metric, n_neighbors, **rest):
+            search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric).fit(vectors)
+            self.neighbor_graph = search.kneighbors(vectors)[::-1]
+
+    monkeypatch.setattr("pipeline.clustering.neighbours.NNDescent", Exact)
+    x = unit(np.random.default_rng(1).normal(size=(80, 6)))
+    (rows, far), recall = neighbour_graph(x, 5, 10, 0.9, 0)
+    (wanted, exact), _ = neighbour_graph(x, 5, 80, 0.9, 0)
+    assert recall == 1 and (rows == wanted).all() and far == pytest.approx(exact, abs=1e-5)
+
+
 def domains(**changes):
     return Domains(**(dict(choose="fixed", per_topic=4, min_size=3, iterations=20) | changes))
 
@@ -354,6 +570,39 @@ def test_domains_find_separate_groups_and_number_them_by_size():
     assert [len(set(domain[a:b])) for a, b in ((0, 12), (12, 42), (42, 62))] == [1, 1, 1]
     assert np.bincount(domain).tolist() == [30, 20, 12]
     assert separation(x, domain) > 0.9 > 0.1 > separation(x, np.zeros(62, int))
+
+
+def test_domains_are_spherical_k_means_at_rest():
+    """Every picture is in the domain whose mean, normalised, is most similar; another seed may
+    find others.
+    """
+    x = np.random.default_rng(7).normal(size=(300, 6))
+    x[:, 0] += 1.5
+    x = unit(x)
+    found = [split_topic(x, domains(iterations=200), seed) for seed in (1, 2, 3)]
+    for domain in found:
+        means = unit(np.stack([x[domain == d].mean(axis=0) for d in range(4)]))
+        assert ((x @ means.T).argmax(axis=1) == domain).all()
+    assert any((found[0] != other).any() for other in found[1:])
+
+
+def test_the_counts_of_domains_by_hand():
+    """Of 9, 6 and 3 pictures, 5 at least to a domain: one domain each, and one is too small."""
+    x = unit(np.random.default_rng(6).normal(size=(38, 5)))
+    topic = np.repeat([0, 1, 2, 3], [20, 9, 6, 3])
+    domain, counts = find_domains(x, topic, domains(per_topic=2, min_size=5), 1, silent)
+    shares = []
+    for rows in (x[topic == t] for t in range(4)):
+        of = domain[topic == len(shares)]
+        parts = [rows[of == d] for d in np.unique(of)]
+        between = sum(len(p) * ((p.mean(0) - rows.mean(0)) ** 2).sum() for p in parts)
+        shares.append(between / ((rows - rows.mean(0)) ** 2).sum())
+    assert counts["between_share"] == pytest.approx(np.mean(shares), abs=1e-4)
+    assert counts["domains"] == len({*zip(topic.tolist(), domain.tolist(), strict=True)}) == 5
+    assert counts["small_domains"] == 1
+    even = unit(np.repeat(np.eye(2), 5, axis=0) + 0.01)
+    counts = find_domains(even, np.zeros(10, int), domains(per_topic=2, min_size=5), 1, silent)[1]
+    assert counts["domains"] == 2 and counts["small_domains"] == 0  # five each are enough
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7])

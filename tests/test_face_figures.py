@@ -22,7 +22,7 @@ from gram.inputs import Prepared
 from gram.looking import features_of_views
 from gram.methods import STEPS
 from gram.prompted import Learned, Seen, Task, context_of, features_of, logits_of
-from gram.report import confusions, figures, matrix, per_class
+from gram.report import _wrong, confusions, figures, matrix, per_class
 from gram.serve import Answers
 from gram.trust import (
     calibration,
@@ -180,6 +180,15 @@ def test_one_standard_error_decides(monkeypatch):
     assert found.method == "zero-shot" and found.logits is made["zero-shot"]
     found, made = chosen({"zero-shot": 0.86, "probe": 0.9}, monkeypatch, 100)
     assert found.method == "probe" and found.logits is made["probe"]
+
+
+def test_each_fold_is_told_apart(monkeypatch):
+    found, made = chosen({"zero-shot": 0.7, "probe": 0.9}, monkeypatch, 60)
+    labels = np.arange(60) % 2
+    for row in found.rows:
+        right = made[row["method"]].argmax(axis=1) == labels
+        assert row["folds"] == [right[test].mean() for _, test in folds_of(labels, 4, 1)]
+        assert len(set(row["folds"])) > 1
 
 
 def test_of_equals_the_simplest_is_the_best(monkeypatch):
@@ -474,18 +483,48 @@ def test_what_was_held_out_is_kept_at_the_temperature_that_was_found(probed, own
     assert probed.features_.float().numpy() == pytest.approx(features.numpy(), abs=2e-3)
 
 
-def test_what_is_evaluated_is_what_is_predicted(kept, probed, own):
-    found = evaluate_folder(kept, str(BACKBONE), own)
-    files = sorted(own.rglob("*.png"))
+def test_the_report_shows_what_was_named_wrong(probed, own):
+    """The buses that lie among the lions, with what they were taken for and how surely."""
+    guessed = probed.judged.argmax(axis=1)
+    found = _wrong(probed, guessed)
+    rows = [row for row, (a, b) in enumerate(zip(guessed, probed.targets_, strict=True)) if a != b]
+    assert [f"lion/bus{i}.png" for i in range(2)] == [one["file"] for one in found]
+    for one, row in zip(found, rows, strict=True):
+        assert (one["label"], one["guessed"]) == ("lion", "bus")
+        assert one["chance"] == probed.judged[row].max()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Pictures between the classes, many under a wrong one: sets of no class, of one and more."""
+    folder, rng = tmp_path_factory.mktemp("elsewhere"), np.random.default_rng(3)
+    colours = np.array(list(CLASSES.values()))
+    for i in range(60):
+        name = list(CLASSES)[rng.integers(3)]
+        (folder / name).mkdir(exist_ok=True)
+        mixed = rng.dirichlet([0.3] * 3) @ colours
+        picture(mixed, i).save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+def test_what_is_evaluated_is_what_is_predicted(elsewhere, tmp_path):
+    easy = save_pictures(tmp_path / "easy", 6)
+    made = PromptClassifier(BACKBONE, method="probe", folds=3).fit(easy)
+    made.save(tmp_path / "m")
+    found = evaluate_folder(tmp_path / "m", str(BACKBONE), elsewhere)
+    files = sorted(elsewhere.rglob("*.png"))
     truth = np.array([f.parent.name.replace("_", " ") for f in files])
-    guessed, told = probed.predict(files), probed.predict_proba(files)
+    guessed, told = made.predict(files), made.predict_proba(files)
     right = guessed == truth
     assert 0 < right.sum() < len(files) == found["pictures"]
     assert found["accuracy"] == right.mean()
     assert (found["low"], found["high"]) == share_interval(int(right.sum()), len(files))
-    number = np.searchsorted(probed.classes_, truth)
+    number = np.searchsorted(made.classes_, truth)
     assert found["calibration_error"] == pytest.approx(calibration_error(told, number), abs=1e-6)
-    held = probed.predict_sets(files, 0.9)
+    held = made.predict_sets(files, 0.9)
+    assert (
+        {len(one) for one in held} >= {0, 1} and (guessed < truth).any() and (guessed > truth).any()
+    )
     assert found["sets_at_0.9"] == {
         "hold_the_truth": pytest.approx(np.mean([t in s for t, s in zip(truth, held)])),
         "sure": pytest.approx(np.mean([len(s) == 1 for s in held])),

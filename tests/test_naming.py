@@ -69,6 +69,8 @@ def test_a_name_is_judged_by_the_topic_s_neighbours():
         3: "cat",
     }
     assert found.filter(topic=0)["word"].to_list() == [1, 0] and len(found) == len(ranked)
+    # of lions against three tigers, which are as much cats, and six other things
+    assert found.filter(topic=0)["score"].to_list() == pytest.approx([1.0, (3 / 2 + 6) / 9])
 
 
 def test_equal_words_keep_the_order_of_their_scores():
@@ -157,6 +159,8 @@ def test_names_that_mean_the_same_are_one_but_not_by_way_of_a_third():
     number, after = merge_same(names, [2, 9, 3, 1], 0.9, encode)
     assert after == ["b", "d"] and number.tolist() == [0, 0, 0, 1, -1]
     number, after = merge_same(names, [9, 2, 3, 1], 0.9, encode)
+    assert after == ["a", "c", "d"] and number.tolist() == [0, 0, 1, 2, -1]
+    number, after = merge_same(names, [9, 5, 3, 1], 0.9, encode)  # b joins a, which c is far from
     assert after == ["a", "c", "d"] and number.tolist() == [0, 0, 1, 2, -1]
     # two topics of one name are larger together
     assert merge_same(["a", "b", "b", "d"], [5, 3, 3, 1], 0.9, encode)[1] == ["b", "d"]
