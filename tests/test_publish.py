@@ -21,11 +21,12 @@ from test_face import (  # noqa: F401
 )
 
 from gram import InputError
-from pipeline.clip.backbone import open_picture
+from pipeline.clip.backbone import load_backbone, open_picture
 from pipeline.clip.digest import backbone_digest
 from pipeline.gram.serving import Classifier
+from pipeline.prompts import METHODS
 from pipeline.prompts.base import placed
-from pipeline.prompts.starts import method_of
+from pipeline.prompts.starts import Start, method_of, save_start
 
 FIGURES = {"base": 70.8, "new": 62.2, "H": 66.2}
 
@@ -104,3 +105,23 @@ def test_a_start_as_a_model_names_pictures_as_eq_1_says(start):  # noqa: F811
     found = model.predict(pictures, names)
     assert [row["label"] for row in found] == [names[k] for k in chances.argmax(axis=1)]
     assert [row["probability"] for row in found] == pytest.approx(chances.max(axis=1), abs=1e-4)
+
+
+def test_a_start_that_learns_no_words_takes_those_that_are_given(tmp_path):
+    theta = METHODS["vpt"](load_backbone(BACKBONE)).initial(2, torch.Generator().manual_seed(3))
+    save_start(Start("vpt", 1, theta, {}, "none"), tmp_path / "vpt")
+    model, packed = Classifier(tmp_path / "vpt", BACKBONE), io.BytesIO()
+    picture(CLASSES["lion"], 1).save(packed, "png")
+    told = []
+    for template in ("a photo of a {}.", "a dark sketch of two {} at night"):
+        prompt = method_of(model.start.about, model.backbone, template)
+        with torch.inference_mode():
+            view = model.backbone.test_view(open_picture(packed.getvalue()))[None]
+            tokens = placed(model.start.theta, model.backbone.device)
+            logits = prompt.logits(
+                tokens, prompt.prepare([["lion", "bus"]]), prompt.look(view[None])
+            )
+        (row,) = model.predict([packed.getvalue()], ["lion", "bus"], template)
+        assert row["probability"] == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
+        told.append(row["probability"])
+    assert abs(told[0] - told[1]) > 1e-3

@@ -3,6 +3,7 @@ numbers go wrong.
 """
 
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -30,11 +31,13 @@ from pipeline.errors import InputError
 from pipeline.gram import batch as batching
 from pipeline.gram import train as loop
 from pipeline.gram.batch import load_batch
+from pipeline.gram.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.gram.learn import learn_start, training_of
 from pipeline.gram.meta import InnerStep
 from pipeline.gram.params import Learning, MetaMethod, Outer, Regulator
 from pipeline.gram.regulator import initial_phi, regulate
 from pipeline.gram.train import Training, Workplace, meta_step, meta_train, schedule
+from pipeline.gram.validation import Kept
 from pipeline.prompts import METHODS
 
 NAMES = ["lion", "tiger", "bus", "pizza", "guitar"]
@@ -656,6 +659,50 @@ def test_the_best_is_what_validation_tasks_like_most(method, judged_episodes, tm
     assert not equal(tensors_of(theta, phi), tensors_of(*last[:2]))
 
 
+def test_the_state_after_the_last_step_may_be_the_best(method, judged_episodes, tmp_path):
+    """Slow learning, judged on its own tasks' like, is best at its end, which is looked at too."""
+    changes = {"steps": 3, "outer_lr": 1e-3, "regulator_lr": 1e-3}
+    every = {"outer": outer(keep="best", validate_every=1)}
+    best = train(method, judged_episodes, tmp_path / "best", **changes, **every)
+    last = train(method, judged_episodes, tmp_path / "last", **changes)
+    seen = [row["validation_loss"] for row in best[2][:-1]]
+    assert last[2][-1]["validation_loss"] < min(seen)  # else this test shows nothing
+    assert equal(tensors_of(*best[:2]), tensors_of(*last[:2]))
+
+
+def test_the_first_of_equally_good_states_is_kept_and_comes_back(tmp_path):
+    theta = {"text": torch.zeros(2, 3, requires_grad=True)}
+    optimiser = torch.optim.SGD(theta.values(), 1.0)
+    kept = Kept("best", theta, {}, 4)
+    for value, loss in ((1.0, 0.5), (2.0, 0.5), (3.0, 0.6)):
+        with torch.no_grad():
+            theta["text"].fill_(value)
+        kept.judged({"validation_loss": loss}, "validation_loss")
+    save_checkpoint(tmp_path / "c.safetensors", kept, optimiser, 2, [{"step": 0}])
+    again = Kept("best", {"text": torch.zeros(2, 3, requires_grad=True)}, {}, 4)
+    done = load_checkpoint(tmp_path / "c.safetensors", again, optimiser)
+    assert done == (2, [{"step": 0}]) and again.leaves["theta/text"].unique().item() == 3.0
+    for state in (kept, again):
+        assert state.figures == {"validation_loss": 0.5} and state.count == 0
+        state.judged({"validation_loss": 0.55}, "validation_loss")  # no better
+        state.put()
+        assert state.leaves["theta/text"].unique().item() == 1.0
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_batches_go_on_where_they_were(episodes, size):
+    """Pass after pass over twelve tasks, what is left over at a pass's end left out."""
+    from_first = [
+        [task.number for task in batch]
+        for batch in itertools.islice(batching.batches(episodes, size, 0), 8)
+    ]
+    passes = [list(range(i, i + size)) for i in range(0, 12 - size + 1, size)]
+    assert from_first == (passes * 8)[:8]
+    for skip in range(1, 7):
+        rest = itertools.islice(batching.batches(episodes, size, skip), 8 - skip)
+        assert [[task.number for task in batch] for batch in rest] == from_first[skip:]
+
+
 @pytest.mark.parametrize("keep", ["best", "average"])
 def test_resumed_training_keeps_the_same(method, judged_episodes, tmp_path, keep):
     changes = {"outer": outer(keep=keep, validate_every=2), "outer_lr": 0.2}
@@ -693,6 +740,17 @@ def test_the_inner_product_is_what_a_small_step_takes_off_the_query_loss(
         row = train(
             method, episodes, tmp_path / str(regulated), 1, regulated=regulated, inner=small
         )[2][0]
+        tasks = [t for t in read_episodes(episodes) if t.number < 4]
+        theta, batch = start(method)[0], load_batch(method, tasks)
+        each = []
+        for k in range(4):
+            tokens = {name: v.detach()[None].expand(4, -1, -1).clone() for name, v in theta.items()}
+            tokens = {name: v.requires_grad_() for name, v in tokens.items()}
+            logits = method.logits(tokens, batch.classes, batch.support)[k]
+            loss = F.cross_entropy(logits, batch.support_labels[k])
+            (g,) = torch.autograd.grad(loss, list(tokens.values()))
+            each.append(g[k].square().mean().sqrt().item())
+        assert row["raw_rms"] == pytest.approx(np.mean(each), rel=1e-4)
         taken = row["start_loss"] - row["query_loss"]
         assert taken == pytest.approx(0.01 * row["regulated_inner"], rel=0.05)
         assert (row["raw_inner"] == row["regulated_inner"]) != regulated
