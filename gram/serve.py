@@ -50,8 +50,6 @@ ENDINGS = {
     "BMP": "bmp",
     "DIB": "bmp",
     "TIFF": "tiff",
-    "PPM": "ppm",
-    "JPEG2000": "jp2",
     "AVIF": "avif",
     "HEIF": "heic",
 }
