@@ -24,6 +24,7 @@ from gram.methods import (
     epochs_of,
     plain_start,
     sees_pixels,
+    titled,
     tuned,
     views_for,
 )
@@ -127,6 +128,22 @@ def _costs(ready: Prepared) -> Costs:
 
 def _steps(pictures: int, batch: int) -> int:
     return epochs_of(pictures, batch, STEPS) * max(1, pictures // batch)
+
+
+def single_steps(ready: Prepared) -> str | None:
+    """What to say where a method tunes with a batch that is larger than its training set."""
+    start, count = ready.task.start, len(ready.collection.files)
+    least = count - (-(-count // ready.folds) if ready.folds else 0)
+    batches = {"coop": TUNING.batch, "coop-start": 0 if start is None else batch_of(start)}
+    large = {name: batches[name] for name in ready.methods if batches.get(name, 0) > least}
+    if not large:
+        return None
+    name, batch = next(iter(large.items()))
+    return (
+        f"{titled(name, start)} tunes with a batch of {batch}, and a training set has {least} "
+        f"pictures: an epoch is one step of all of them, and {epochs_of(least, batch, STEPS)} "
+        "epochs make as many steps as elsewhere"
+    )
 
 
 def _seconds(ready: Prepared, methods: list[str], costs: Costs) -> float:

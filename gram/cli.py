@@ -33,6 +33,10 @@ Backbone = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 Model = Annotated[Path, typer.Argument(help="A model folder that `gram adapt` wrote.")]
+Given = Annotated[
+    list[Path],
+    typer.Argument(help="Pictures, folders or zips of them, or a CSV with the column path."),
+]
 PICTURES = "A folder or zip of CLASS/PICTURE, or a CSV of path,label."
 METHODS = "auto, zero-shot, start, probe, start-probe, logistic, coop or coop-start."
 
@@ -132,7 +136,7 @@ def adapt(
 @app.command()
 def predict(
     model: Model,
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    pictures: Given,
     names: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -184,7 +188,7 @@ def evaluate(
     from gram.commands import evaluate_folder
     from gram.output import print_evaluation
 
-    found = evaluate_folder(model, backbone, folder)
+    found = evaluate_folder(model, backbone, folder, say)
     as_json(found) if as_json_ else print_evaluation(found)
 
 

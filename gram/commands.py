@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gram.activation import activation_note
-from gram.budget import said, within
-from gram.collection import examine, read_collection
+from gram.budget import said, single_steps, within
+from gram.collection import (
+    UNSURE_FOLDER,
+    Collection,
+    examine,
+    holds_pictures,
+    listed,
+    read_collection,
+)
 from gram.estimator import PromptClassifier
 from gram.inputs import Say, loaded
 from gram.looking import opened
@@ -25,7 +32,7 @@ from gram.model_folder import check_target, read_config
 from gram.trust import calibration_error, sets, share_interval
 from pipeline.artifacts import replacing
 from pipeline.errors import InputError
-from pipeline.pictures import Pictures, folder_name
+from pipeline.pictures import folder_name
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -94,6 +101,8 @@ def adapt_folder(
             f"note: {titled(name, ready.task.start)} is left out, to stay within {minutes:g} "
             f"minutes (--minutes): it would take about {said(alone)}"
         )
+    if words := single_steps(ready):
+        say(f"note: {words}")
     say(
         f"{len(collection.files)} pictures, {len(collection.names)} classes; this will take about "
         f"{said(seconds)}"
@@ -107,7 +116,8 @@ def adapt_folder(
             lambda: progress.advance(learning),
         )
     settings.save(out)
-    return {"model": str(out), **_told(settings), "left_out": list(left_out)}
+    notes = {"left_out": list(left_out), "notes": collection.notes}
+    return {"model": str(out), **_told(settings), **notes}
 
 
 def _told(model: PromptClassifier) -> dict[str, Any]:
@@ -115,7 +125,7 @@ def _told(model: PromptClassifier) -> dict[str, Any]:
     return {
         "method": model.method_,
         "sentence": model.sentence_,
-        "classes": model.classes_.tolist(),
+        "classes": model.names_,
         "pictures": len(targets),
         "folds": model.folds_,
         "accuracy": None
@@ -150,19 +160,31 @@ def _renamed(model: PromptClassifier, names: str | None) -> PromptClassifier:
     return model.with_classes(listed, replace=not names.startswith("+"))
 
 
-def _files(places: list[Path]) -> list[Path]:
+@dataclass(frozen=True)
+class Given:
+    """A picture that is to be named: its path as a person knows it, and its bytes."""
+
+    path: Path
+    read: Callable[[], bytes]
+
+
+def _given(places: list[Path], say: Say) -> list[Given]:
+    """Every picture of every folder, zip, CSV or file, as often as it is given; what is passed over
+    is said.
+    """
     found = []
     for place in places:
-        if place.is_dir():
-            inside = [place / name for name in Pictures(place).names]
-            if not inside:
-                raise InputError(f"{place}: holds no pictures")
-            found += inside
+        if holds_pictures(place):
+            inside = listed(place)
+            for note in inside.notes:
+                say(f"note: {place}: {note}")
+            above = place.parent if place.suffix.lower() == ".csv" and place.is_file() else place
+            found += [Given(above / name, partial(inside.read, name)) for name in inside.files]
         elif place.is_file():
-            found.append(place)
+            found.append(Given(place, place.read_bytes))
         else:
             raise InputError(f"{place}: there is no such picture or folder")
-    return list(dict.fromkeys(found))
+    return found
 
 
 def predict_pictures(
@@ -176,25 +198,26 @@ def predict_pictures(
             f"note: {len(model.scores_)} held-out pictures are too few to be sure of any at "
             f"{asked.unsure:g}; take a smaller share, or adapt to more pictures"
         )
-    kept, unreadable = [], []
+    kept: list[Given] = []
+    unreadable: list[str] = []
 
     def pictures() -> Iterator:
-        for file in _files(places):
+        for picture in _given(places, say):
             try:
-                yield opened(str(file), file.read_bytes)
+                yield opened(str(picture.path), picture.read)
             except InputError as error:
                 unreadable.append(str(error))
             else:
-                kept.append(file)
+                kept.append(picture)
 
     chances = model.probabilities(model.looked(pictures()))
     marks = None if threshold is None else sets(chances, threshold)
     rows = [
-        _row(model, file, chances[i], None if marks is None else marks[i], asked.top)
-        for i, file in enumerate(kept)
+        _row(model, picture.path, chances[i], None if marks is None else marks[i], asked.top)
+        for i, picture in enumerate(kept)
     ]
     if asked.copy_to is not None:
-        unreadable += _copy(rows, asked.copy_to)
+        unreadable += _copy(kept, rows, asked.copy_to)
     return rows, unreadable
 
 
@@ -204,19 +227,18 @@ def _row(
     order = np.argsort(-chances, kind="stable")[:top]
     row = {
         "path": str(file),
-        "label": str(model.classes_[order[0]]),
+        "label": model.names_[order[0]],
         "probability": float(chances[order[0]]),
-        "top": [{"label": str(model.classes_[k]), "probability": float(chances[k])} for k in order],
+        "top": [{"label": model.names_[k], "probability": float(chances[k])} for k in order],
     }
     if mark is not None:
         row[UNSURE] = bool(mark.sum() != 1)
-        row["set"] = model.classes_[mark].tolist()
+        row["set"] = [model.names_[k] for k in np.flatnonzero(mark)]
     return row
 
 
-def _target(source: Path, where: Path) -> Path:
+def _target(source: Path, content: bytes, where: Path) -> Path:
     """A name in a folder that is free, or has the picture already."""
-    content = source.read_bytes()
     mark = hashlib.sha256(content).hexdigest()[:8]
     names = [source.name, f"{source.stem}-{mark}{source.suffix}"]
     names += [f"{source.stem}-{mark}-{number}{source.suffix}" for number in range(2, MOST_NAMES)]
@@ -226,55 +248,84 @@ def _target(source: Path, where: Path) -> Path:
     raise InputError(f"{where / source.name}: is there already, as {MOST_NAMES} other files")
 
 
-def _copy(rows: list[dict[str, Any]], into: Path) -> list[str]:
+def _copy(pictures: list[Given], rows: list[dict[str, Any]], into: Path) -> list[str]:
     """Copies every picture into its class's folder; nothing that is there is overwritten.
 
     Returns:
         What could not be copied, and why.
     """
     failed = []
-    for row in rows:
-        source = Path(row["path"])
+    for picture, row in zip(pictures, rows, strict=True):
+        source = picture.path
         try:
-            where = into / (f"_{UNSURE}" if row.get(UNSURE) else folder_name(row["label"]))
+            where = into / (UNSURE_FOLDER if row.get(UNSURE) else folder_name(row["label"]))
             where.mkdir(parents=True, exist_ok=True)
-            target = _target(source, where)
+            content = picture.read()
+            target = _target(source, content, where)
             if not target.exists():
                 with replacing(target) as temporary:
-                    shutil.copyfile(source, temporary)
+                    temporary.write_bytes(content)
         except (OSError, InputError) as error:
             reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
             failed.append(f"{source} was not copied to {into} ({reason})")
     return failed
 
 
-def evaluate_folder(folder: Path, backbone: str | None, pictures: Path) -> dict[str, Any]:
-    """Accuracy with its 95% interval, of each class too, calibration error, and how often 90%
-    prediction sets hold the truth.
+def _own_classes(model: PromptClassifier, collection: Collection) -> tuple[np.ndarray, list[str]]:
+    """(n,) places of the labels among the model's classes, and notes on names that differ.
+
+    Raises InputError for a class that is none of the model's.
+    """
+    truth = model.places(collection)
+    if (truth < 0).any():
+        strange = collection.labels[int(np.flatnonzero(truth < 0)[0])]
+        more = ", …" if model.names_[5:] else ""
+        raise InputError(
+            f"{collection.source}: the class '{strange}' is none of the model's "
+            f"({', '.join(model.names_[:5])}{more}); rename the folder, or leave it out"
+        )
+    pairs = dict(zip(collection.labels, (model.names_[k] for k in truth), strict=True))
+    notes = [
+        f"the class '{name}' is taken for the model's '{known}'"
+        for name, known in pairs.items()
+        if name != known
+    ]
+    return truth, notes
+
+
+def _share_right(right: np.ndarray) -> dict[str, Any]:
+    """Pictures, accuracy and its interval, of (n,) bool."""
+    low, high = share_interval(int(right.sum()), len(right))
+    return {
+        "pictures": len(right),
+        "accuracy": float(right.mean()),
+        "low": low,
+        "high": high,
+    }
+
+
+def evaluate_folder(folder: Path, backbone: str | None, pictures: Path, say: Say) -> dict[str, Any]:
+    """Accuracy with its 95% interval, of each class too, calibration error, how often 90%
+    prediction sets hold the truth, and how many of the pictures the model was adapted to. Every
+    row counts, copies too.
     """
     model = PromptClassifier.load(folder, backbone)
-    collection = read_collection(pictures)
-    strange = sorted(set(collection.labels) - set(model.classes_.tolist()))
-    if strange:
-        raise InputError(
-            f"{pictures}: the class '{strange[0]}' is none of the model's "
-            f"({', '.join(model.classes_[:5])}, …); rename the folder, or leave it out"
+    collection = read_collection(pictures, to_learn=False)
+    truth, notes = _own_classes(model, collection)
+    known = set(model.collection_.digests)
+    seen = sum(digest in known for digest in collection.digests)
+    if seen:
+        notes.append(
+            f"{seen} of {len(truth)} pictures are the very ones that the model was adapted to, so "
+            "the figures flatter it"
         )
+    notes = [*collection.notes, *notes]
+    for note in notes:
+        say(f"note: {note}")
     chances = model.predict_proba(collection)
-    places = {name: k for k, name in enumerate(model.classes_.tolist())}
-    truth = np.array([places[label] for label in collection.labels])
     right = chances.argmax(axis=1) == truth
 
-    def measured(rows: np.ndarray) -> dict[str, Any]:
-        low, high = share_interval(int(right[rows].sum()), int(rows.sum()))
-        return {
-            "pictures": int(rows.sum()),
-            "accuracy": float(right[rows].mean()),
-            "low": low,
-            "high": high,
-        }
-
-    found = measured(np.ones(len(truth), dtype=bool))
+    found = _share_right(right)
     found["calibration_error"] = calibration_error(chances, truth)
     if model.scores_ is not None:
         marks = sets(chances, model.threshold(0.9))
@@ -283,14 +334,17 @@ def evaluate_folder(folder: Path, backbone: str | None, pictures: Path) -> dict[
             "sure": float((marks.sum(axis=1) == 1).mean()),
         }
     found["classes"] = {
-        name: measured(truth == k) for name, k in places.items() if (truth == k).any()
+        name: _share_right(right[truth == k])
+        for k, name in enumerate(model.names_)
+        if (truth == k).any()
     }
+    found |= {"adapted_to": seen, "notes": notes}
     return found
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """What config.json says, without the lists of files."""
     config = read_config(folder)
-    data = {k: v for k, v in config["data"].items() if k not in ("files", "labels")}
+    data = {k: v for k, v in config["data"].items() if k not in ("files", "labels", "sha256")}
     config.pop("files", None)
     return config | {"data": data}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from dataclasses import replace as changed_in
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from sklearn.exceptions import NotFittedError
 from gram import methods as known
 from gram.choice import choose
 from gram.collection import Collection, most_folds, twins
-from gram.inputs import Prepared, Say, checked_template, collected, loaded, readable, silent
+from gram.inputs import (
+    Prepared,
+    Say,
+    checked_template,
+    collected,
+    loaded,
+    loaded_again,
+    readable,
+    silent,
+)
 from gram.looking import all_opened, features_of_views, test_features
 from gram.prompted import (
     Learned,
@@ -31,10 +40,13 @@ from gram.prompted import (
 )
 from gram.published import read_start
 from gram.trust import chances, nonconformity, set_threshold, sets, temperature_of
+from pipeline.clip.backbone import Backbone
 from pipeline.clip.digest import backbone_digest
 from pipeline.errors import InputError
+from pipeline.pictures import same_words
 
 AUTO = "auto"
+TOWERS = ("backbone_", "task_", "sight_")  # no part of a pickle
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):
@@ -51,7 +63,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         seed: of folds, augmented views and tuning.
 
     Attributes (after `fit`):
-        classes_: (K,) class names, sorted. method_: what was taken. sentence_: why.
+        classes_: (K,) the labels that occur, sorted, in the type that was given: text, whole
+            numbers or truth values (after `with_classes`, text). names_: the same as text.
+        method_: what was taken. sentence_: why.
         matrix_: (K, e) float32; logits are scale · f matrix_ᵀ (None with a CoCoOp prompt, which
             has another matrix for every picture). tokens_, prompt_: the learned tokens, and the
             kind and depth of the prompt they are of. title_: the method's, in words.
@@ -79,8 +93,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     # --- learning ---
 
-    def fit(self, pictures: Any, labels: Sequence[str] | None = None) -> PromptClassifier:
-        """Learns from pictures and their class names.
+    def fit(self, pictures: Any, labels: Sequence[Any] | None = None) -> PromptClassifier:
+        """Learns from pictures and their labels, which are the class names.
 
         Args:
             pictures: paths, PIL pictures or encoded bytes, with `labels`; or, without, one folder
@@ -101,8 +115,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         backbone, place = loaded(self.backbone, say)
         made_by = backbone_digest(place)
         start = read_start(Path(self.start), backbone, made_by) if self.start else None
-        task = Task(backbone, tuple(collection.names), self.template, start, self.seed)
-        known.check_names(task, task.names, context_of(start.about, start.theta) if start else 0)
+        names = tuple(collection.names)
+        task = Task(backbone, names, self.template, start, self.seed)
+        known.check_names(task, names, context_of(start.about, start.theta) if start else 0)
         if self.method != AUTO:
             known.known(self.method, start)
             tried = [self.method]
@@ -127,7 +142,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.title_ = known.titled(self.method_, task.start)
         self.matrix_, self.tokens_, self.prompt_ = learned.matrix, learned.tokens, learned.about
         self.trust_ = learned.trust
-        self.classes_ = np.array(task.names, dtype=str)
+        self.classes_, self.names_ = collection.classes, list(task.names)
+        self.template_ = task.template
         self.features_ = features_of(task, learned, seen).half()
         self.collection_, self.targets_ = collection, labels
         self.backbone_, self.place_, self.digest_ = task.backbone, ready.place, ready.digest
@@ -144,6 +160,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         """Takes a method, on held-out pictures where there are folds."""
         self.held_out_: np.ndarray | None = None
+        self.held_out_logits_: np.ndarray | None = None
         self.comparison_: list[dict[str, Any]] = []
         self.temperature_, self.folds_ = 1.0, ready.folds
         if not ready.folds:
@@ -177,25 +194,42 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     def probabilities(self, features: torch.Tensor) -> np.ndarray:
         """(n, K) probabilities of (n, e) image features."""
         learned = Learned(self.matrix_, self.tokens_, self.prompt_)
-        return chances(logits_of(self.task_, learned, features), self.temperature_)
+        found = chances(logits_of(self.task_, learned, features), self.temperature_)
+        if not np.isfinite(found).all():
+            row = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
+            raise InputError(
+                f"the probabilities of picture {row} are not numbers, so the backbone or the "
+                "classifier is damaged; take them anew from where they came"
+            )
+        return found
 
     def predict_proba(self, pictures: Any) -> np.ndarray:
         """(n, K) probabilities, in the order of `classes_`; pictures as in `fit`."""
         return self.probabilities(self.features(pictures))
 
     def predict(self, pictures: Any) -> np.ndarray:
-        """(n,) the likeliest class names."""
+        """(n,) the likeliest of `classes_`."""
         found = self.predict_proba(pictures)
         return self.classes_[found.argmax(axis=1)]
 
-    def score(self, pictures: Any, labels: Sequence[str] | None = None) -> float:
-        """Accuracy; pictures and labels as in `fit`."""
+    def score(self, pictures: Any, labels: Sequence[Any] | None = None) -> float:
+        """Accuracy; pictures and labels as in `fit`, of one class or more. Every row counts, and
+        one of a class that was not learned is wrong.
+        """
         self._fitted()
-        collection = collected(pictures, labels)
+        collection = collected(pictures, labels, to_learn=False)
         guessed = self.predict_proba(collection).argmax(axis=1)
-        return float((self.classes_[guessed] == np.array(collection.labels)).mean())
+        return float((guessed == self.places(collection)).mean())
 
-    def predict_sets(self, pictures: Any, coverage: float = 0.9) -> list[list[str]]:
+    def places(self, collection: Collection) -> np.ndarray:
+        """(n,) the labels' places among `classes_`, by what prompts make of their names (case,
+        white space and the way an accent is written do not count); -1 for other classes.
+        """
+        known = {same_words(name): place for place, name in enumerate(self.names_)}
+        found = np.array([known.get(same_words(name), -1) for name in collection.names], dtype=int)
+        return found[collection.targets]
+
+    def predict_sets(self, pictures: Any, coverage: float = 0.9) -> list[list[Any]]:
         """For each picture the classes that may be meant: `coverage` of such lists hold the truth,
         for pictures like those that were learned from. An empty one says "none of these".
 
@@ -218,10 +252,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def judged(self) -> np.ndarray:
-        """`held_out_`; InputError if nothing was held out."""
-        if self.held_out_ is None:
+        """`held_out_`; InputError if there is none."""
+        if self.held_out_ is not None:
+            return self.held_out_
+        if not self.folds_:
             raise InputError("nothing was held out; adapt with --folds 2 or more")
-        return self.held_out_
+        raise InputError(
+            "the answers for held-out pictures are not here: an earlier version kept none with a "
+            "classifier, and they say nothing about other names; adapt again"
+        )
 
     def with_classes(self, names: Sequence[str], replace: bool = False) -> PromptClassifier:
         """A copy that also knows `names`, of which it has no pictures; with `replace`, it knows
@@ -233,7 +272,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         """
         self._fitted()
         asked = [name.strip() for name in names]
-        kept = [] if replace else self.classes_.tolist()
+        kept = [] if replace else self.names_
         wanted = list(dict.fromkeys([*kept, *asked]))
         if len(wanted) < 2 or not asked:
             raise InputError("give at least one class name, and two in all")
@@ -241,17 +280,19 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(alike[0])
         task = changed_in(self.task_, names=tuple(wanted))
         known.check_names(task, task.names, context_of(self.prompt_, self.tokens_))
-        changed = copy(self)
+        changed = PromptClassifier.__new__(type(self))
+        changed.__dict__ |= self.__dict__
         changed.task_, changed.classes_ = task, np.array(wanted, dtype=str)
+        changed.names_ = wanted
         changed.matrix_ = self._rows(task, wanted)
-        changed.scores_ = changed.held_out_ = None
+        changed.scores_ = changed.held_out_ = changed.held_out_logits_ = None
         return changed
 
     def _rows(self, task: Task, wanted: list[str]) -> torch.Tensor | None:
         """(K, e) of `wanted`: what was learned, and for others the prompt with their names."""
         if self.matrix_ is None:
             return None
-        rows = dict(zip(self.classes_.tolist(), self.matrix_, strict=True))
+        rows = dict(zip(self.names_, self.matrix_, strict=True))
         new = tuple(name for name in wanted if name not in rows)
         if new:
             made = learned_by(changed_in(task, names=new), self.prompt_, self.tokens_).matrix
@@ -260,6 +301,27 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         return torch.stack([rows[name] for name in wanted])
 
     # --- keeping ---
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the towers: a pickle or a deep copy reads them again when they are needed."""
+        state = {k: v for k, v in super().__getstate__().items() if k not in TOWERS}
+        return state | ({"place_": self.place_.resolve()} if "place_" in state else {})
+
+    @cached_property
+    def backbone_(self) -> Backbone:
+        """The towers."""
+        self._fitted()
+        return loaded_again(self.place_, self.backbone, self.digest_)
+
+    @cached_property
+    def task_(self) -> Task:
+        """What prompts are made of."""
+        return Task(self.backbone_, tuple(self.names_), self.template_, None, self.seed)
+
+    @cached_property
+    def sight_(self) -> Backbone:
+        """The towers as pictures pass through them."""
+        return sight_of(self.task_, self.prompt_, self.tokens_)
 
     def save(self, folder: str | Path) -> None:
         """Writes the model folder (docs/own-pictures.md) at once, or nothing."""

@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from gram.collection import Collection, reader_of
+from gram.collection import Collection, label_name, reader_of
 from gram.inputs import loaded
-from gram.prompted import Task, sight_of
+from gram.trust import chances
 from pipeline.clip.backbone import Backbone
 from pipeline.clip.digest import backbone_digest
 from pipeline.errors import InputError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "gram-classifier", 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-TOKENS = "tokens/"
+TOKENS, HELD_OUT = "tokens/", "held_out_logits"
 # What a folder may hold whose config.json does not list its files yet.
 OF_VERSION_1 = (WEIGHTS, "heldout.csv", "report.html", "README.md")
 AGAIN = "adapt again, or take the whole folder from where it came"
@@ -56,6 +56,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "data.source": str,
     "data.files": list,
     "data.labels": list,
+    "data.sha256": list,
     "data.notes": list,
 }
 PARTS = ("backbone", "data")
@@ -77,6 +78,8 @@ def _tensors(model: PromptClassifier) -> dict[str, torch.Tensor]:
     found |= {f"{TOKENS}{name}": rows for name, rows in model.tokens_.items()}
     if model.scores_ is not None:
         found["scores"] = torch.from_numpy(model.scores_)
+    if model.held_out_logits_ is not None:
+        found[HELD_OUT] = torch.from_numpy(model.held_out_logits_)
     return {name: tensor.contiguous().clone() for name, tensor in found.items()}
 
 
@@ -96,7 +99,7 @@ def _config(model: PromptClassifier, weights: bytes) -> dict[str, Any]:
         "prompt": model.prompt_,
         "sentence": model.sentence_,
         "classes": model.classes_.tolist(),
-        "template": model.template,
+        "template": model.template_,
         "trust": model.trust_,
         "temperature": model.temperature_,
         "preprocessing": model.backbone_.preprocess,
@@ -111,7 +114,8 @@ def _config(model: PromptClassifier, weights: bytes) -> dict[str, Any]:
             "pictures": len(pictures.files),
             "fingerprint": pictures.fingerprint,
             "files": pictures.files,
-            "labels": pictures.labels,
+            "labels": np.array(pictures.labels).tolist(),
+            "sha256": pictures.digests,
             "notes": pictures.notes,
         },
         "versions": {"python": platform.python_version()}
@@ -128,8 +132,8 @@ def held_out_table(model: PromptClassifier) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "path": model.collection_.files,
-            "label": model.collection_.labels,
-            "predicted": model.classes_[guessed].tolist(),
+            "label": [model.names_[k] for k in model.targets_],
+            "predicted": [model.names_[k] for k in guessed],
             "right": guessed == model.targets_,
             "probability": chances[rows, guessed],
             "probability_of_label": chances[rows, model.targets_],
@@ -210,7 +214,7 @@ def save_model(model: PromptClassifier, folder: Path) -> None:
     loaded is copied from where it lies.
     """
     check_target(folder)
-    if model.classes_.tolist() != model.collection_.names:
+    if model.names_ != model.collection_.names:
         raise InputError(
             "a classifier with other names than it was adapted to is not saved; save it before, "
             "and give the names when it is used"
@@ -275,6 +279,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"({config.get('versions', {}).get('gram-pipeline')})"
         )
     config.setdefault("trust", 1.0)  # that of models of before there was any
+    if isinstance(config.get("data"), dict):
+        config["data"].setdefault("sha256", [])  # so too
     flat = config | {f"{part}.{key}": v for part in PARTS for key, v in _part(config, part)}
     for key, kind in KEYS.items():
         if not isinstance(flat.get(key, MISSING), kind):
@@ -298,8 +304,9 @@ def _weights(folder: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def _collection(data: dict[str, Any]) -> Collection:
     """The pictures that were learned from; they are read where they lay, if they still do."""
+    read = reader_of(data["source"])
     return Collection(
-        data["source"], data["files"], data["labels"], reader_of(data["source"]), data["notes"]
+        data["source"], data["files"], data["labels"], read, data["notes"], data["sha256"]
     )
 
 
@@ -342,10 +349,13 @@ def load_model(
         config["start"],
         config["method"],
         config["template"],
-        seed=config["seed"],
+        config["folds"],
+        config["seed"],
     )
-    model.classes_ = np.array(config["classes"], dtype=str)
+    model.classes_ = np.array(config["classes"])
+    model.names_ = [label_name(label) for label in model.classes_]
     model.method_, model.sentence_ = config["method"], config["sentence"]
+    model.template_ = config["template"]
     model.comparison_, model.folds_ = config["comparison"], config["folds"]
     model.trust_, model.temperature_ = config["trust"], config["temperature"]
     model.title_, model.prompt_ = config["title"], config["prompt"]
@@ -354,11 +364,11 @@ def load_model(
         name.removeprefix(TOKENS): rows for name, rows in tensors.items() if name.startswith(TOKENS)
     }
     model.scores_ = tensors["scores"].numpy() if "scores" in tensors else None
-    model.held_out_ = None
+    logits = tensors[HELD_OUT].numpy() if HELD_OUT in tensors else None
+    model.held_out_logits_ = logits
+    model.held_out_ = None if logits is None else chances(logits, model.temperature_)
     model.backbone_, model.place_, model.digest_ = tower, where, found
-    model.task_ = Task(tower, tuple(config["classes"]), config["template"], None, config["seed"])
-    model.sight_ = sight_of(model.task_, model.prompt_, model.tokens_)
     model.collection_ = _collection(config["data"])
-    model.targets_ = np.searchsorted(model.classes_, config["data"]["labels"])
+    model.targets_ = model.collection_.targets
     model.origin_ = folder.resolve()
     return model

@@ -5,9 +5,15 @@ from __future__ import annotations
 import io
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+WIDEST = 100_000  # columns
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -34,32 +40,46 @@ def write_rows(rows: list[dict[str, Any]], kind: str) -> None:
         sys.stdout.buffer.flush()
 
 
-def _print_rows(rows: list[dict[str, Any]]) -> None:
+def _console() -> Console:
+    """To standard output. Where that is no terminal nothing is wrapped or cut: a line is as wide as
+    what is in it.
+    """
     from rich.console import Console
-    from rich.markup import escape
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDEST
+    return console
+
+
+def _table(*names: str) -> Table:
+    """A table whose columns fold what does not fit a terminal."""
     from rich.table import Table
 
-    table = Table("picture", "class", "probability")
+    table = Table()
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    table = _table("picture", "class", "probability")
     for row in rows:
         label = ", ".join(item["label"] for item in row["top"])
         if row.get("unsure"):
             label = f"unsure: {' or '.join(row['set']) or 'none of these'}"
         chances = ", ".join(f"{item['probability']:.2f}" for item in row["top"])
-        table.add_row(escape(row["path"]), escape(label), chances)
-    Console().print(table)
+        table.add_row(row["path"], label, chances)
+    _console().print(table)
 
 
 def print_evaluation(found: dict[str, Any]) -> None:
     """Accuracy in all and of each class."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("class", "pictures", "right, %", "95% interval")
+    table = _table("class", "pictures", "right, %", "95% interval")
     for name, row in [*found["classes"].items(), ("all", found)]:
         interval = f"{100 * row['low']:.0f} to {100 * row['high']:.0f}"
-        table.add_row(escape(name), str(row["pictures"]), f"{100 * row['accuracy']:.1f}", interval)
-    console = Console()
+        table.add_row(name, str(row["pictures"]), f"{100 * row['accuracy']:.1f}", interval)
+    console = _console()
     console.print(table)
     console.print(f"calibration error: {100 * found['calibration_error']:.1f} points")
     if "sets_at_0.9" in found:

@@ -44,7 +44,7 @@ def thumbnail(picture: Image.Image) -> str:
 def per_class(model: PromptClassifier, guessed: np.ndarray) -> list[dict[str, Any]]:
     """name, pictures, accuracy and its interval of every class, held out."""
     rows = []
-    for place, name in enumerate(model.classes_.tolist()):
+    for place, name in enumerate(model.names_):
         right = guessed[model.targets_ == place] == place
         low, high = share_interval(int(right.sum()), len(right))
         rows.append(
@@ -62,11 +62,11 @@ def per_class(model: PromptClassifier, guessed: np.ndarray) -> list[dict[str, An
 def confusions(model: PromptClassifier, guessed: np.ndarray) -> list[tuple[str, str, int]]:
     """(class, taken for, how often), most frequent first."""
     pairs = Counter(
-        (model.classes_[truth], model.classes_[guess])
+        (model.names_[truth], model.names_[guess])
         for truth, guess in zip(model.targets_, guessed, strict=True)
         if truth != guess
     )
-    return [(str(a), str(b), n) for (a, b), n in sorted(pairs.items(), key=lambda p: (-p[1], p[0]))]
+    return [(a, b, n) for (a, b), n in sorted(pairs.items(), key=lambda p: (-p[1], p[0]))]
 
 
 def matrix(model: PromptClassifier, guessed: np.ndarray) -> np.ndarray:
@@ -84,8 +84,8 @@ def _wrong(model: PromptClassifier, guessed: np.ndarray) -> list[dict[str, Any]]
         found.append(
             {
                 "file": file,
-                "label": model.classes_[model.targets_[row]],
-                "guessed": model.classes_[guessed[row]],
+                "label": model.names_[model.targets_[row]],
+                "guessed": model.names_[guessed[row]],
                 "chance": model.judged[row, guessed[row]],
                 "picture": thumbnail(model.collection_.picture(row)),
             }
@@ -97,7 +97,8 @@ def figures(model: PromptClassifier) -> dict[str, Any]:
     """What the held-out pictures say: accuracy and interval, calibration error before and after
     the temperature, and how large 90% prediction sets are.
     """
-    right = model.judged.argmax(axis=1) == model.targets_
+    right, logits = model.judged.argmax(axis=1) == model.targets_, model.held_out_logits_
+    assert logits is not None, "they are kept with what was judged"
     low, high = share_interval(int(right.sum()), len(right))
     sizes = sets(model.judged, model.threshold(COVERAGE)).sum(axis=1)
     return {
@@ -105,7 +106,7 @@ def figures(model: PromptClassifier) -> dict[str, Any]:
         "accuracy": right.mean(),
         "low": low,
         "high": high,
-        "ece_before": calibration_error(chances(model.held_out_logits_, 1.0), model.targets_),
+        "ece_before": calibration_error(chances(logits, 1.0), model.targets_),
         "ece": calibration_error(model.judged, model.targets_),
         "temperature": model.temperature_,
         "coverage": COVERAGE,

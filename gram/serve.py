@@ -26,6 +26,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
+from gram.collection import label_name
 from gram.estimator import PromptClassifier
 from gram.hosts import Hosts, place_of
 from gram.report import template, thumbnail
@@ -84,10 +85,9 @@ class Answers:
         nearness = (self.model.features_.float() @ features[0]).numpy()
         return {
             "top": [
-                {"label": str(self.model.classes_[k]), "probability": float(chances[k])}
-                for k in order
+                {"label": self.model.names_[k], "probability": float(chances[k])} for k in order
             ],
-            "set": None if mark is None else self.model.classes_[mark].tolist(),
+            "set": None if mark is None else [self.model.names_[k] for k in np.flatnonzero(mark)],
             "near": [self._learned(int(row)) for row in np.argsort(-nearness)[:NEAR]],
         }
 
@@ -102,7 +102,8 @@ class Answers:
             small = thumbnail(pictures.picture(row))
         except (InputError, OSError, KeyError):
             small = None  # it is not where it lay any more
-        return {"label": pictures.labels[row], "file": pictures.files[row], "picture": small}
+        label = label_name(pictures.labels[row])
+        return {"label": label, "file": pictures.files[row], "picture": small}
 
 
 def ending_of(picture: Image.Image) -> str:
@@ -224,7 +225,7 @@ def make_app(
     def page() -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
         shown = template("serve.html.j2").render(
-            classes=model.classes_.tolist(), nonce=nonce, most=MOST_BYTES, corrections=corrections
+            classes=model.names_, nonce=nonce, most=MOST_BYTES, corrections=corrections
         )
         return HTMLResponse(shown, headers=_headers(nonce))
 
@@ -235,7 +236,7 @@ def make_app(
 
     @app.post("/correct")
     async def correct(request: Request, label: str = "") -> dict[str, str]:
-        if label not in model.classes_.tolist():
+        if label not in model.names_:
             raise HTTPException(422, "there is no such class")
         async with at_once:
             content = await _body(request)

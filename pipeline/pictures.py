@@ -111,6 +111,12 @@ class Pictures:
         return [name for name in self._all if PICTURE.search(name)]
 
     @cached_property
+    def others(self) -> list[str]:
+        """The files that are none, sorted."""
+        names = set(self.names)
+        return [name for name in self._all if name not in names and not name.endswith("/")]
+
+    @cached_property
     def passed_over(self) -> dict[str, int]:
         """How many files of which endings are none that are read: all in folders that hold
         pictures, and elsewhere those that are pictures of another kind.

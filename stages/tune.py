@@ -23,7 +23,7 @@ from pipeline.benchmarks.protocols import runs_of
 from pipeline.clip.backbone import load_backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.errors import naming
-from pipeline.gram.tune import tune
+from pipeline.gram.tune import tune, warn_of_single_steps
 from pipeline.params import load_params
 from pipeline.prompts.starts import load_start, method_of
 from pipeline.prompts.tuned import load_tuned, save_tuned, tuned_path
@@ -65,7 +65,7 @@ def main():
     start = load_start(args.start)
     method = method_of(start.about, load_backbone(p.backbone.path), p.template)
     runs = runs_of(p.protocols, [args.seed])
-    settings = sgd_of(p.rates, read_json(args.batch))
+    settings, images = sgd_of(p.rates, read_json(args.batch)), {}
     with resumable_folder(
         args.out,
         fingerprint(
@@ -77,10 +77,13 @@ def main():
             path = tuned_path(work, *run_)
             if not path.exists():
                 draw, curve = few_shots(args.benchmark, method, *run_), f"loss/{path.stem}"
+                called = f"{args.name}, {run_.shots} shots of {run_.classes} classes"
+                images[called] = len(draw.labels)
                 told = lambda epoch, loss, curve=curve: point(epoch, **{curve: loss})
                 with naming(f"{args.start.name} on {args.name}, {run_}"):
                     tuned = tune(method, start, draw, settings, run_.seed, told)
                 save_tuned(tuned, path, start.about)
+    warn_of_single_steps(start.prompt, settings.batch, images)
     keep(args.out.iterdir())
     last = load_tuned(tuned_path(args.out, *runs[-1]))[0][-1]
     moved = torch.cat([(last[m] - start.theta[m]).flatten() for m in start.theta]).norm().item()

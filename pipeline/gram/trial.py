@@ -18,7 +18,7 @@ from pipeline.clip.backbone import Backbone
 from pipeline.clip.params import BackboneParams
 from pipeline.errors import naming
 from pipeline.gram.params import DrawsOfASeed
-from pipeline.gram.tune import tune
+from pipeline.gram.tune import tune, warn_of_single_steps
 from pipeline.prompts.starts import Start, method_of, save_start
 from pipeline.stage import progress, unwatched
 
@@ -87,11 +87,12 @@ def tune_and_judge(
     """
     save_start(start, work)
     shots = trial.shots
-    settings = Protocols(base_to_new=[shots], all_classes=[])
+    settings, images = Protocols(base_to_new=[shots], all_classes=[]), {}
     for name in progress(trial.sources, "benchmarks"):
         method, after = method_of(start.about, backbone, trial.templates[name]), {}
         for number, draw in enumerate(trial.of(seed)):
             drawn = few_shots(folder / name, method, "base", shots, draw)
+            images[f"{name}, {shots} shots of base classes"] = len(drawn.labels)
             curve = f"loss/{name}/{draw}" if number else f"loss/{name}"
             told = lambda epoch, loss, curve=curve: watch(epoch, **{curve: loss})
             with naming(f"{start.prompt} on {name}, {Run('base', shots, draw)}"):
@@ -101,5 +102,6 @@ def tune_and_judge(
             after |= {(shots, draw, epoch): states[epoch] for epoch in judged_after}
         judged = judge_source(name, settings, {"base": after, "all": {}}, lambda _: method, folder)
         save_judged(judged, work, name)
+    warn_of_single_steps(start.prompt, trial.tuning.batch, images)
     found = headline(read_verdicts(work, trial.sources), {})
     return f"{in_words(found)}, average of {len(trial.sources)} benchmarks"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from itertools import islice
 
@@ -19,9 +19,26 @@ from pipeline.gram.meta import cross_entropy
 from pipeline.gram.regulator import regulate
 from pipeline.prompts.base import PromptMethod, Tokens, placed
 from pipeline.prompts.starts import Start
-from pipeline.stage import unwatched
+from pipeline.stage import unwatched, warn
 
 LESS = "lower 'tuning.batch', or the batch of this kind of prompt in 'tuning.batch_of'"
+
+
+def warn_of_single_steps(prompt: str, batch: int, images: Mapping[str, int]) -> None:
+    """Says, once for all tunings of a stage, that a batch is larger than the set it is drawn from.
+
+    Args:
+        prompt: the kind that is tuned. images: of every tuning, by what it is called.
+    """
+    small = {name: count for name, count in images.items() if count < batch}
+    if small:
+        name, count = min(small.items(), key=lambda item: item[1])
+        more = f" (and {len(small) - 1} more tunings)" if small.keys() - {name} else ""
+        warn(
+            f"{name}{more}: {count} images are fewer than the batch of {batch}, so that an epoch "
+            f"is 1 step of {count}; for more steps lower 'tuning.batch_of.{prompt}', or "
+            "'tuning.batch' where that is not set"
+        )
 
 
 def learning_rate(epoch: int, epochs: int, settings: Sgd) -> float:
