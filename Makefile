@@ -13,7 +13,7 @@ PORT ?= 5000
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The stages whose outputs are enough to meta-train, tune, evaluate and report.
-LEARNING := code|batch|batch_meta|gallery|episodes|labelled_episodes|start|metatrain|benchmark|tune|tune_meta|zero_shot|evaluate|evaluate_meta|publish|report
+LEARNING := params|code|batch|batch_meta|gallery|episodes|labelled_episodes|start|metatrain|benchmark|tune|tune_meta|zero_shot|evaluate|evaluate_meta|publish|report
 READY := $(VENV)/.ready
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -69,7 +69,7 @@ study: $(READY) check  ## methods and ablations over seeds, hours long; `dvc rep
 	@echo "page: $(CURDIR)/data/study/report/study.html"
 
 experiments: $(READY)  ## experiments beside each other: what differs, and the results
-	@dvc exp show --only-changed --no-pager --drop '.*/' --rev HEAD $$($(BASELINES))
+	@dvc exp show --only-changed --no-pager --drop '.*/|params.yaml$$' --rev HEAD $$($(BASELINES))
 
 mlflow: $(READY)  ## MLflow's page of all runs that this checkout has seen
 	@mlflow server --backend-store-uri sqlite:///tracking/mlflow.db --port $(PORT)

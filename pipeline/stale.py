@@ -84,7 +84,8 @@ def page() -> str:
         "",
         "`python -m pipeline.stale > docs/stale.md` writes this page from `dvc.yaml` and "
         "`study/stages.yaml`; a test compares it. `*` is an entry's name, and the stages of that "
-        "entry are meant. What lies downstream runs where an output changes, and only there.",
+        "entry are meant. What lies downstream runs where an output changes, and only there. Every "
+        "edit of the file reruns `params` too, the check of the whole, which changes nothing.",
         "",
         "| key | stages |",
         "|---|---|",

@@ -142,6 +142,7 @@ def test_learning_needs_no_pictures_of_the_web(week):
         "episodes",
         "gallery.json",
         "metrics",
+        "params.json",
         "published",
         "report",
         "scores",
@@ -374,10 +375,10 @@ def test_coarser_topics_start_at_topics(week):
 
 
 def test_a_merge_of_different_stages_needs_no_hands(week):
-    assert stages_run(week.said["ben branch"]) == ["report"]
+    assert stages_run(week.said["ben branch"]) == ["params", "report"]
     said = week.said["ben merge"]
-    assert "CONFLICT" not in said and "stages ran on both sides (report)" in said
-    assert stages_run(said) == ["report"]
+    assert "CONFLICT" not in said and "stages ran on both sides (params, report)" in said
+    assert stages_run(said) == ["params", "report"]
     merged = YAML(typ="safe").load(week.places["ada"] / "params.yaml")
     assert merged["topics"]["min_cluster_size"] == 20 and merged["report"]["resamples"] == 4000
 
@@ -443,6 +444,7 @@ def test_what_is_shared_is_enough_from_meta_training_to_report(week, tmp_path):
     (folder / "params.yaml").write_text(text.replace("meta_steps: 20", "meta_steps: 12"))
     done = run("dvc", "repro", "--pull", "--allow-missing", cwd=folder)
     assert stages_run(done.stdout) == [
+        "params",
         "metatrain@coop_gram",
         "tune_meta@animals-coop_gram-1",
         "evaluate_meta@coop_gram",
