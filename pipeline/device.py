@@ -27,7 +27,9 @@ def device() -> torch.device:
     name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if os.environ.get("DETERMINISTIC") == "1":
+    if (repeatable := os.environ.get("DETERMINISTIC") or "0") not in ("0", "1"):
+        raise InputError(f"environment variable DETERMINISTIC is '{repeatable}'; it is 1, or 0")
+    if repeatable == "1":
         _repeatable()
     try:
         found = torch.device(name)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from pipeline.errors import InputError, require
+from pipeline.stage import workers
 
 Item = TypeVar("Item", int, str)
 
@@ -43,7 +44,7 @@ def threads() -> int:
     """Threads of one worker. Matrix products may depend on it in the last bits, so workers
     elsewhere get as many as there are here.
     """
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    return workers("OMP_NUM_THREADS")
 
 
 def _check_address(address: str) -> None:

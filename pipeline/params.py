@@ -8,8 +8,10 @@ whole-file check.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from textwrap import shorten
@@ -18,7 +20,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import InputError
 
@@ -26,6 +28,9 @@ from pipeline.errors import InputError
 # not a module: it changes no result, so no stage depends on it.
 JSON_SCHEMA = Path(__file__).with_name("params.schema.json")
 SHOWN = 100  # characters of a wrong value
+NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")  # of pydantic's complaints
+MOST_VALUES = 200_000  # of a file; more are a few that name one another again and again
+LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # what 32 bits hold beside 0, without loss
 
 
 Settings = TypeVar("Settings")
@@ -72,15 +77,25 @@ class Part(Section):
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The whole file. ruamel reads YAML 1.2, where `1e-05` (as DVC writes it) is a number."""
+    """The whole file. ruamel reads YAML 1.2, where `1e-05` (as DVC writes it) is a number.
+
+    Raises InputError where it cannot be read, or holds no mapping.
+    """
     try:
         values = YAML(typ="safe").load(Path(path))
     except FileNotFoundError:
         raise InputError(
             f"{path}: there is no such file; give the parameter file with --params"
         ) from None
-    except YAMLError as error:
-        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a file") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as YAML: {_of_yaml(error)}") from None
+    if sum(1 for _ in itertools.islice(_inside(values), MOST_VALUES)) == MOST_VALUES:
+        raise InputError(
+            f"{path}: holds more than {MOST_VALUES} values; write out what its aliases (*name) "
+            "repeat, or take them away"
+        )
     if not isinstance(values, dict):
         raise InputError(
             f"{path}: holds no `key: value` lines; copy profiles/ or the repository's own "
@@ -89,8 +104,44 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     return values
 
 
+def _of_yaml(error: Exception) -> str:
+    """What is wrong, and in which line."""
+    if isinstance(error, RecursionError):
+        return "lists or mappings stand in one another too deep; write them flat"
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    return f"line {error.problem_mark.line + 1}: {' '.join(f'{error.problem}'.split())}"
+
+
+def _inside(values: Any) -> Iterator[tuple[str, Any]]:
+    """(dotted place, value) of all that stands in a value, itself first."""
+    left = [("", values)]
+    while left:
+        place, value = left.pop()
+        yield place, value
+        parts = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(parts, dict):
+            left += [(f"{place}.{name}".removeprefix("."), part) for name, part in parts.items()]
+
+
+def _unfit(value: Any) -> str | None:
+    """What no key takes, whatever its type."""
+    if isinstance(value, float) and value and not LEAST <= abs(value) <= MOST:
+        return (
+            "it is computed with in 32 bits, which hold 0 and what lies between 1.2e-38 and "
+            "3.4e+38; choose such a number"
+        )
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "no integer of 64 bits is so large; choose a smaller one"
+    if isinstance(value, str) and not value.strip():
+        return "is empty; give it a value, or null if it may be left out"
+    if isinstance(value, str) and (value != value.strip() or re.search(r"[\x00-\x1f\x7f]", value)):
+        return "begins or ends with a space, or holds a control character; take that away"
+    return None
+
+
 def did_you_mean(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 
 
@@ -117,31 +168,44 @@ def _bare(kind: Any) -> Any:
 
 def validate(kind: Any, value: Any, key: str, path: Path | str) -> Any:
     """`value` as `kind`; every complaint becomes one line that names file and key."""
+    found, said = None, {}  # place → complaint
     try:
-        return TypeAdapter(kind).validate_python(value, strict=True)
+        found = TypeAdapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        lines = []
         for problem in error.errors():
             inside = [str(part) for part in problem["loc"] if part != "[key]"]
             place = ".".join([key, *inside]).strip(".")
-            if problem["type"] == "extra_forbidden":
-                known = _fields(kind, problem["loc"][:-1])
-                hint = did_you_mean(str(problem["loc"][-1]), known)
-                lines.append(f"{path}: unknown parameter '{place}'{hint}")
-            elif problem["type"] == "missing":
-                lines.append(
-                    f"{path}: parameter '{place}' is missing; add it (the repository's "
-                    "params.yaml shows one)"
-                )
-            elif isinstance(problem["input"], dict):  # it is of several keys, which are named
-                where = f"parameter '{place}': " if place else ""
-                lines.append(f"{path}: {where}{problem['msg'].removeprefix('Value error, ')}")
-            else:
-                lines.append(
-                    f"{path}: parameter '{place}': {problem['msg']}, but it is "
-                    f"{shorten(repr(problem['input']), SHOWN, placeholder=' …')}"
-                )
-        raise InputError("\n".join(lines)) from None
+            said.setdefault(place, []).append(_complaint(kind, place, problem))
+    for inside_, part in _inside(value):
+        place = f"{key}.{inside_}".strip(".")
+        if (why := _unfit(part)) and place not in said:
+            said[place] = [f"parameter '{place}': {why}; it is {_shown(part)}"]
+    if said:
+        raise InputError("\n".join(f"{path}: {one}" for of in said.values() for one in of))
+    return found
+
+
+def _complaint(kind: Any, place: str, problem: Any) -> str:
+    """One problem that pydantic found, in words for whoever wrote the file."""
+    if problem["type"] == "extra_forbidden":
+        known = _fields(kind, problem["loc"][:-1])
+        return f"unknown parameter '{place}'{did_you_mean(str(problem['loc'][-1]), known)}"
+    if problem["type"] == "missing":
+        return f"parameter '{place}' is missing; add it (the repository's params.yaml shows one)"
+    if problem["type"] in NO_MAPPING:
+        shown = "it is empty" if problem["input"] is None else f"it is {_shown(problem['input'])}"
+        return (
+            f"parameter '{place}': {shown}, where `key: value` lines belong; write them below it "
+            "(the repository's params.yaml shows some)"
+        )
+    if isinstance(problem["input"], dict):  # it is of several keys, which are named
+        where = f"parameter '{place}': " if place else ""
+        return f"{where}{problem['msg'].removeprefix('Value error, ')}"
+    return f"parameter '{place}': {problem['msg']}, but it is {_shown(problem['input'])}"
+
+
+def _shown(value: Any) -> str:
+    return shorten(repr(value), SHOWN, placeholder=" …")
 
 
 def lookup(values: dict[str, Any], key: str, path: Path | str) -> Any:
@@ -189,8 +253,9 @@ def load_params(
         full = key.format(**names)
         value = lookup(values, full, path)
         if fields := fields_of(kind):
-            value = {k: v for k, v in value.items() if k in fields} if value else value
-            _read.update({f"{full}.{k}": v for k, v in value.items()})
+            if isinstance(value, dict):
+                value = {k: v for k, v in value.items() if k in fields}
+                _read.update({f"{full}.{k}": v for k, v in value.items()})
         else:
             _read[full] = value
         found[attribute] = validate(kind, value, full, path)

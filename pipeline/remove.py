@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.artifacts import replacing
 from pipeline.errors import InputError
-from pipeline.params import did_you_mean
+from pipeline.params import did_you_mean, read_yaml
 from pipeline.schema import check
 
 PARAMS = Path("params.yaml")
@@ -138,11 +138,16 @@ def remove(path: Path, keys: list[str]) -> list[str]:
     """
     from dvc.utils.serialize import modify_yaml
 
+    read_yaml(path)  # what is no parameter file is told of
     before = path.read_text(encoding="utf-8")
     with replacing(path) as temporary:
         temporary.write_text(before, encoding="utf-8")
-        with modify_yaml(str(temporary)) as top:
-            gone = [place for key in keys for place in without(top, key)]
+        try:
+            with modify_yaml(str(temporary)) as top:
+                gone = [place for key in keys for place in without(top, key)]
+        except (AttributeError, KeyError, TypeError):
+            check(path)  # a table is none
+            raise
         after = temporary.read_text(encoding="utf-8")
         lines = with_comments(before.splitlines(), after.splitlines())
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -4,18 +4,22 @@
     python -m pipeline.schema --write                 # renew params.schema.json after changing a
     section
 
-No stage imports this module, so a new knob reruns only the stages that read it.
+Of the stages, `params` alone imports this module, so that a new knob reruns only those that read
+it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
+import stopwordsiso
 from pydantic import model_validator
 
 from pipeline.benchmarks.params import (
@@ -45,10 +49,13 @@ from pipeline.gram.params import (
 from pipeline.pairs.params import Download, Filter
 from pipeline.params import (
     JSON_SCHEMA,
+    LEAST,
+    MOST,
     Name,
     Section,
     Seed,
     check_names,
+    did_you_mean,
     read_yaml,
     validate,
 )
@@ -56,6 +63,7 @@ from pipeline.report.params import Gallery, Report
 from pipeline.sources.params import Source
 from pipeline.world.params import DrawnBenchmark, Truth, Web
 
+TOWERS = ("text", "vision")
 AVERAGE = "average"  # what tables call their first block or last column
 
 
@@ -113,9 +121,16 @@ class Params(Section):
         problems = list(
             itertools.chain(
                 *(_of_methods(place, owner, self) for place, owner in self._owners()),
+                *(_of_titles(place, owner) for place, owner in self._owners()),
+                *(_alike(what, names) for what, names in self._named_together()),
+                _of_captions(self),
+                _of_topics(self.topics),
                 self._of_tasks(),
+                self._of_validation(),
                 self._of_tuning(),
                 self._of_protocols(),
+                self._of_stages(),
+                _of_world(self.world),
             )
         )
         if problems:
@@ -142,6 +157,35 @@ class Params(Section):
                         "('support_shots', 'query_shots'); raise it"
                     )
 
+    def _of_validation(self) -> Iterator[str]:
+        if self.outer.keep == "best" and not self.held_out_topics:
+            yield (
+                "outer.keep is 'best', but 'held_out_topics' is 0, so that there are no validation "
+                "tasks to choose by; raise it, or set 'outer.keep' to last or average"
+            )
+
+    def _named_together(self) -> Iterator[tuple[str, list[str]]]:
+        """What stands in one folder, or in one table, by its name."""
+        for place, owner in self._owners():
+            yield f"{place}methods", owner.methods.names
+            yield f"{place}episodes and {place}labelled", [*owner.episodes, *owner.labelled]
+        yield "benchmarks", list(self.benchmarks)
+        for table in ("webs", "benchmarks", "truths"):
+            yield f"world.{table}", list(getattr(self.world, table))
+
+    def _of_stages(self) -> Iterator[str]:
+        """DVC joins a stage's name from its benchmark's and its method's by '-'."""
+        for table in ("direct", "meta"):
+            of: dict[str, list[str]] = {}
+            for name, method in itertools.product(self.protocols, getattr(self.methods, table)):
+                of.setdefault(f"{name}-{method}", []).append(f"'{method}' on '{name}'")
+            for joined, both in of.items():
+                if len(both) > 1:
+                    yield (
+                        f"methods.{table} and protocols: {' and '.join(both)} are both the stage "
+                        f"'{joined}'; rename one of them"
+                    )
+
     def _of_tuning(self) -> Iterator[str]:
         for table in ("batch_of", "lr_factor_of"):
             for prompt in getattr(self.tuning, table):
@@ -150,6 +194,10 @@ class Params(Section):
                         f"tuning.{table} names '{prompt}', which is no kind of prompt "
                         f"({', '.join(get_args(Prompt))})"
                     )
+        for prompt, factor in self.tuning.lr_factor_of.items():
+            yield from _of_rate(
+                f"tuning.lr_factor_of.{prompt}", factor, "tuning.lr", self.tuning.lr
+            )
         for seed in self.few_shot.seeds:
             if seed not in self.few_shot.draws:
                 yield (
@@ -164,6 +212,11 @@ class Params(Section):
             place = f"protocols.{name}"
             yield from self._lacks_shots(f"{place}.base_to_new", name, "base", protocols)
             yield from self._lacks_shots(f"{place}.all_classes", name, "all", protocols)
+            for both in sorted({*protocols.cross_domain} & {*protocols.cross_dataset}):
+                yield (
+                    f"{place} names '{both}' under cross_domain and cross_dataset, but a target "
+                    "has the source's classes or others; remove one of them"
+                )
             for kind in ("cross_domain", "cross_dataset"):
                 for target in getattr(protocols, kind):
                     yield from self._lacks_benchmark(f"{place}.{kind}", target)
@@ -185,8 +238,8 @@ class Params(Section):
             yield from self._lacks_benchmark("templates", name)
         for name in self._gone():
             yield (
-                f"if '{name}' is to go: `python -m pipeline.remove benchmarks.{name}` takes it out "
-                "wherever it stands"
+                f"if '{name}' is to go: `python -m {__package__}.remove benchmarks.{name}` takes "
+                "it out wherever it stands"
             )
 
     def _gone(self) -> list[str]:
@@ -247,6 +300,13 @@ def _of_methods(place: str, owner: Params | Study, top: Params) -> Iterator[str]
             "name"
         )
     for name, meta in methods.meta.items():
+        own = f"{place}methods.meta.{name}"
+        yield from _of_rate(
+            f"{own}.inner_lr_factor", meta.inner_lr_factor, "inner_lr", top.inner_lr
+        )
+        yield from _of_rate(
+            f"{own}.outer_lr_factor", meta.outer_lr_factor, "outer_lr", top.outer_lr
+        )
         if meta.episodes not in kinds:
             yield (
                 f"{place}methods.meta.{name}.episodes is '{meta.episodes}', which is no entry of "
@@ -263,6 +323,116 @@ def _of_methods(place: str, owner: Params | Study, top: Params) -> Iterator[str]
         for name, method in tables[table].items():
             if complaint := _of_prompt(method, top.context_tokens):
                 yield f"{place}methods.{table}.{name}: {complaint}"
+
+
+def _of_titles(place: str, owner: Params | Study) -> Iterator[str]:
+    """Methods that would be one in tables and plots; pairs that would be there twice."""
+    of: dict[str, str] = {}
+    for name, title in owner.methods.called.items():
+        plain = " ".join(unicodedata.normalize("NFKC", title).casefold().split())
+        if plain in of:
+            yield (
+                f"{place}methods.titles: '{of[plain]}' and '{name}' are both called '{title}', so "
+                "that tables and plots could not tell them apart; give one of them another title"
+            )
+        of.setdefault(plain, name)
+    pairs = owner.pairs if isinstance(owner, Study) else owner.report.pairs
+    for pair in pairs:
+        if pair[::-1] in pairs and pair < pair[::-1]:
+            yield (
+                f"{place or 'report.'}pairs compares '{pair[0]}' with '{pair[1]}' and the other "
+                "way round; leave one of them"
+            )
+
+
+def _alike(what: str, names: list[str]) -> Iterator[str]:
+    """Names that some file systems, and legends of plots, take for one."""
+    of: dict[str, str] = {}
+    for name in names:
+        other = of.setdefault(name.casefold(), name)
+        if other != name:
+            yield (
+                f"{what}: '{other}' and '{name}' differ in capital letters alone, and would be one "
+                "folder where a file system does not tell these apart; rename one of them"
+            )
+
+
+def _of_rate(place: str, factor: float, name: str, rate: float) -> Iterator[str]:
+    if not LEAST <= rate * factor <= MOST:
+        yield (
+            f"{place} is {factor}, and '{name}' {rate}: their product is none that 32 bits hold; "
+            "choose others"
+        )
+
+
+def _of_captions(top: Params) -> Iterator[str]:
+    """Rules by which no pair would be kept, or no word would be left out."""
+    rules, size = top.filter, top.download.image_size
+    if rules.min_side > size:
+        yield (
+            f"filter.min_side is {rules.min_side}, but the shorter side of every picture is "
+            f"{size} pixels at most ('download.image_size'), so that none would be kept; lower the "
+            "one or raise the other"
+        )
+    if rules.min_words > rules.max_characters:
+        yield (
+            f"filter.min_words ({rules.min_words}) is above 'filter.max_characters' "
+            f"({rules.max_characters}): no caption would be kept; lower it"
+        )
+    most = 1 if rules.score == "cosine" else 4  # csls: twice a cosine, less two means of cosines
+    if rules.select == "threshold" and abs(rules.threshold) > most:
+        yield (
+            f"filter.threshold is {rules.threshold}, but with 'score: {rules.score}' all scores "
+            f"lie between {-most} and {most}; choose a number there"
+        )
+    known, language = stopwordsiso.langs(), top.label.language
+    if language is not None and language not in known:
+        hint = did_you_mean(language.lower(), known)
+        yield f"label.language is '{language}', and there are no stop words for it{hint}"
+
+
+def _of_topics(topics: Topics) -> Iterator[str]:
+    """Samples in which there is no topic, or not the neighbours that are asked for."""
+    least = {"components": topics.components, "min_samples": topics.min_samples}
+    if topics.selection != "plscan":
+        least["min_cluster_size"] = topics.min_cluster_size - 1
+    for sample, needs in (("fit_on", least), ("map_on", {})):
+        most = getattr(topics, sample)
+        for name, need in (needs | {"neighbours": topics.neighbours}).items():
+            if need >= most:
+                yield (
+                    f"topics.{sample} is {most}, which is too few captions for 'topics.{name}' "
+                    f"({getattr(topics, name)}); raise the one or lower the other"
+                )
+
+
+def _of_world(world: World) -> Iterator[str]:
+    for name, web in world.webs.items():
+        lost = web.dead_links + web.truncated + web.not_pictures
+        if lost > 1:
+            yield (
+                f"world.webs.{name}: 'dead_links', 'truncated' and 'not_pictures' are shares of "
+                f"all links, and their sum is {lost:g}; lower them to 1 at most"
+            )
+
+
+def lacking(top: Params) -> Iterator[str]:
+    """What a stage would lack here that may be late; whoever does not run it needs none of it."""
+    wanted = [
+        ("icu", "label.segmenter is 'icu'", top.label.segmenter == "icu"),
+        ("fast_hdbscan", "topics.selection is 'plscan'", top.topics.selection == "plscan"),
+    ]
+    if (model := top.embed.model).startswith("package:"):
+        package = model.removeprefix("package:").partition("/")[0]
+        wanted.append((package, f"embed.model is '{model}'", package.isidentifier()))
+    for package, why, asked in wanted:
+        if asked and importlib.util.find_spec(package) is None:
+            yield f"{why}, but the package {package} is not installed here; its stage would fail"
+    if not Path(top.label.edits).is_file():
+        yield (
+            f"label.edits is '{top.label.edits}', but there is no such file here; the stage label "
+            "would fail"
+        )
 
 
 def _of_prompt(method: Method, context_tokens: int) -> str | None:
@@ -282,7 +452,47 @@ def check(path: Path | str) -> Params:
     """The validated file; InputError with one line per problem."""
     values = read_yaml(path)
     check_names(values, Params.model_fields, path)
-    return validate(Params, values, "", path)
+    found = validate(Params, values, "", path)
+    if problems := list(_of_backbone(found)):
+        raise InputError("\n".join(f"{path}: {problem}" for problem in problems))
+    return found
+
+
+def _of_backbone(top: Params) -> Iterator[str]:
+    """Prompts that do not fit into the towers, as far as the backbone is here and tells."""
+    try:
+        config = json.loads((Path(top.backbone.path) / "open_clip_config.json").read_text("utf-8"))
+        text, vision = (config["model_cfg"][f"{tower}_cfg"] for tower in ("text", "vision"))
+        room = text.get("context_length", 77)
+        layers = {"text": text.get("layers", 12), "vision": vision.get("layers", 12)}
+        if "hf_model_name" in text:
+            del layers["text"]
+        if vision.get("timm_model_name") or not isinstance(layers["vision"], int):
+            del layers["vision"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # whoever loads it says what is wrong with it
+    for place, owner in top._owners():
+        for name, method in [*owner.methods.direct.items(), *owner.methods.meta.items()]:
+            if told := _of_towers(method, method.tokens or top.context_tokens, layers, room):
+                yield f"{place}methods: '{name}' {told}"
+
+
+def _of_towers(method: Method, tokens: int, layers: dict[str, int], room: int) -> str | None:
+    """What a prompt of so many tokens asks of the towers that they do not have."""
+    of = {"coop": ("text",), "vpt": ("vision",), "joint": TOWERS, "coupled": TOWERS}
+    for tower in of.get(method.prompt, ()):
+        if tower in layers and method.depth > layers[tower]:
+            return (
+                f"has a depth of {method.depth}, but the backbone's {tower} tower has "
+                f"{layers[tower]} blocks; lower 'depth'"
+            )
+    words = {"vpt": 0, "joint": tokens // 2}.get(method.prompt, tokens)
+    if words + 3 > room:  # a start, an end, and a token of the class's name
+        return (
+            f"learns {words} tokens of text, but the backbone reads {room}, with the class's name "
+            "and two of its own; lower 'tokens' or 'context_tokens'"
+        )
+    return None
 
 
 def main(arguments: list[str]) -> int:
@@ -291,7 +501,8 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         for path in arguments or ["params.yaml"]:
-            for remark in check(path).remarks():
+            found = check(path)
+            for remark in [*found.remarks(), *lacking(found)]:
                 print(f"warning: {path}: {remark}", file=sys.stderr)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

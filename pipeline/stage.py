@@ -6,6 +6,7 @@ import argparse
 import gc
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -181,12 +182,18 @@ def workers(variable: str, default: int | None = None) -> int:
     """How many work at once: an environment variable, as it changes no result; by default the
     number of cores.
 
+    OpenMP takes a list of them, one for each level at which parallel work stands in parallel work;
+    the first is meant then.
+
     Raises InputError if it is no number from 1 on.
     """
-    asked = os.environ.get(variable) or str(default or os.cpu_count() or 1)
-    if not (asked.isdecimal() and int(asked)):
-        raise InputError(f"environment variable {variable} is '{asked}'; it is a number from 1 on")
-    return int(asked)
+    asked = os.environ.get(variable, "").strip() or str(default or os.cpu_count() or 1)
+    levels = [level.strip() for level in asked.split(",")]
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,5}", level) for level in levels):
+        raise InputError(
+            f"environment variable {variable} is '{asked}'; it is a number from 1 to 999999"
+        )
+    return int(levels[0])
 
 
 def positive(text: str) -> int:

@@ -12,7 +12,6 @@ core, unless there are such pictures of one's own (docs/scale.md).
 
 import _repository  # noqa: F401, I001 — first: it sets the import path
 
-import os
 import re
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def main():
     args = cli.parse_args()
     p = load_params(args.params, READS)
     site = Path(p.source.path) / p.source.pictures if p.source.pictures else None
-    effort = Effort(workers("DOWNLOAD_PROCESSES"), int(os.environ.get("DOWNLOAD_THREADS", "32")))
+    effort = Effort(workers("DOWNLOAD_PROCESSES"), workers("DOWNLOAD_THREADS", 32))
     earlier = args.out if args.retry_failed else None
     inputs = [args.captions, *([site] if site else []), *([earlier] if earlier else [])]
     with resumable_folder(args.out, fingerprint(p.download, *inputs)) as work:

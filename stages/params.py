@@ -2,8 +2,8 @@
 
     python stages/params.py --out data/params.json
 
-Every other stage waits for it, by way of the stage `code`: a wrong value is told at once, and not by
-the stage that reads it, hours later. What it writes is the same for every sound file, so that a
+Every other stage waits for it, by way of the stage `code`: a wrong value is told at once, and not
+by the stage that reads it, hours later. What it writes is the same for every sound file, so that a
 value that changes reruns this check and what reads that value.
 """
 
@@ -12,7 +12,7 @@ import _repository  # noqa: F401, I001 — first: it sets the import path
 from pathlib import Path
 
 from pipeline.artifacts import write_json
-from pipeline.schema import check
+from pipeline.schema import check, lacking
 from pipeline.stage import parser, run, warn
 
 READS = {}  # no key alone: it depends on the file as a whole
@@ -22,7 +22,8 @@ def main():
     cli = parser(__doc__)
     cli.add_argument("--out", type=Path, required=True, help="JSON file, the same for every check")
     args = cli.parse_args()
-    for remark in check(args.params).remarks():
+    found = check(args.params)
+    for remark in [*found.remarks(), *lacking(found)]:
         warn(f"{args.params}: {remark}")
     write_json({"sound": True}, args.out)
     return f"{args.params} is sound", {}, args.metrics

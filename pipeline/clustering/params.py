@@ -32,7 +32,7 @@ class Grouping(Part):
     """UMAP → HDBSCAN."""
 
     components: Annotated[int, Field(ge=2)]  # dimensions that HDBSCAN clusters in
-    min_dist: Annotated[float, Field(ge=0)]  # how tightly UMAP may pack points
+    min_dist: Annotated[float, Field(ge=0, le=1)]  # how tightly UMAP may pack points
     # captions, of all: the least that makes a topic; not heeded by plscan
     min_cluster_size: Annotated[int, Field(ge=2)]
     min_samples: Count  # larger: more captions are outliers
