@@ -7,20 +7,20 @@ by the stage that reads it, hours later. What it writes is the same for every so
 value that changes reruns this check and what reads that value.
 """
 
-import _repository  # noqa: F401, I001 — first: it sets the import path
-
-from pathlib import Path
+import _repository  # noqa: F401 — first: it sets the import path
 
 from pipeline.artifacts import write_json
 from pipeline.schema import check, lacking
-from pipeline.stage import parser, run, warn
+from pipeline.stage import output, parser, run, warn
 
 READS = {}  # no key alone: it depends on the file as a whole
 
 
 def main():
     cli = parser(__doc__)
-    cli.add_argument("--out", type=Path, required=True, help="JSON file, the same for every check")
+    cli.add_argument(
+        "--out", type=output, required=True, help="JSON file, the same for every check"
+    )
     args = cli.parse_args()
     found = check(args.params)
     for remark in [*found.remarks(), *lacking(found)]:
