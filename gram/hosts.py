@@ -78,6 +78,11 @@ class Hosts:
     own: frozenset[Place]
     allowed: frozenset[Place] = frozenset()
 
+    @classmethod
+    def of(cls, places: Iterable[str]) -> Hosts:
+        """Places over plain HTTP, as `name` or `name:port`."""
+        return cls(frozenset(filter(None, map(place_of, places))))
+
     @staticmethod
     def _among(place: Place, places: frozenset[Place]) -> bool:
         name, port = place

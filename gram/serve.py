@@ -208,9 +208,7 @@ def make_app(
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     answers, at_once = Answers(model, unsure), asyncio.Semaphore(AT_ONCE)
-    known = (
-        hosts if isinstance(hosts, Hosts) else Hosts(frozenset(filter(None, map(place_of, hosts))))
-    )
+    known = hosts if isinstance(hosts, Hosts) else Hosts.of(hosts)
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable) -> Any:
