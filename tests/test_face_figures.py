@@ -423,6 +423,7 @@ def judged(names, truth, told):
     logits = np.log(np.array(told))
     return SimpleNamespace(
         classes_=np.array(names),
+        names_=names,
         targets_=np.array(truth),
         judged=np.array(told),
         held_out_logits_=3 * logits,
@@ -511,7 +512,7 @@ def test_what_is_evaluated_is_what_is_predicted(elsewhere, tmp_path):
     easy = save_pictures(tmp_path / "easy", 6)
     made = PromptClassifier(BACKBONE, method="probe", folds=3).fit(easy)
     made.save(tmp_path / "m")
-    found = evaluate_folder(tmp_path / "m", str(BACKBONE), elsewhere)
+    found = evaluate_folder(tmp_path / "m", str(BACKBONE), elsewhere, lambda words: None)
     files = sorted(elsewhere.rglob("*.png"))
     truth = np.array([f.parent.name.replace("_", " ") for f in files])
     guessed, told = made.predict(files), made.predict_proba(files)

@@ -242,10 +242,10 @@ def test_the_regulator_begins_as_params_yaml_says():
 
 
 def test_a_trial_gives_each_benchmark_what_the_study_says(monkeypatch, tmp_path):
-    told = []
+    told, drawn = [], SimpleNamespace(labels=[0] * 8)
     tuning = Sgd(lr=1.0, warmup_lr=0.5, momentum=0.0, weight_decay=0.0, batch=1)
     monkeypatch.setattr(trial, "method_of", lambda about, backbone, template: template)
-    monkeypatch.setattr(trial, "few_shots", lambda *given: told.append(given) or "drawn")
+    monkeypatch.setattr(trial, "few_shots", lambda *given: told.append(given) or drawn)
     monkeypatch.setattr(trial, "tune", lambda *given: told.append(given[:5]) or [{"a": 1}])
     monkeypatch.setattr(trial, "judge_source", lambda *given: told.append(given[:3]))
     monkeypatch.setattr(trial, "save_judged", lambda *given: None)
@@ -261,7 +261,7 @@ def test_a_trial_gives_each_benchmark_what_the_study_says(monkeypatch, tmp_path)
         )
         of_draw, of_tuning, of_judging = told
         assert of_draw == (tmp_path / "y", "y {}.", "base", 8, draw)
-        assert of_tuning[:3] == ("y {}.", start, "drawn") and of_tuning[4] == draw
+        assert of_tuning[:3] == ("y {}.", start, drawn) and of_tuning[4] == draw
         assert of_tuning[3].batch == 1
         assert of_judging[0] == "y" and of_judging[1].base_to_new == [8]
         assert of_judging[2]["base"] == {(8, draw, 0): {"a": 0}, (8, draw, 1): {"a": 1}}
