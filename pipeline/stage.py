@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -23,9 +23,11 @@ from pipeline.artifacts import keeps_parts, write_json
 from pipeline.code import edited_since
 from pipeline.errors import InputError, is_disk_full
 from pipeline.owner import end_with_dvc
-from pipeline.pictures import Pictures
 from pipeline.tracking import journal, record
 from pipeline.written import check_replaceable, note_written
+
+if TYPE_CHECKING:
+    from pipeline.pictures import Pictures
 
 TOLD = 60  # seconds
 CODE = Path("data/code")  # what the stage `code` writes
