@@ -141,6 +141,12 @@ def held_out_table(model: PromptClassifier) -> pl.DataFrame:
     )
 
 
+def _digest_of(config: dict[str, Any]) -> str:
+    """SHA-256 of what config.json says beside the list of files."""
+    said = {key: value for key, value in config.items() if key != "files"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _refused(folder: Path, why: str) -> InputError:
     return InputError(f"{folder}: {why}; choose another name for the model folder")
 
@@ -159,11 +165,11 @@ def _foreign(folder: Path) -> str | None:
         return "holds a classifier of an earlier version, which did not note its files"
     for name in there:
         path = folder / name
-        if name == CONFIG:
-            continue
         if name not in written or path.is_symlink() or not path.is_file():
             return f"holds '{name}', which `gram adapt` did not write"
-        if hashlib.sha256(path.read_bytes()).hexdigest() != written[name]:
+        content = path.read_bytes()
+        found = _digest_of(config) if name == CONFIG else hashlib.sha256(content).hexdigest()
+        if found != written[name]:
             return f"holds '{name}', which was changed since `gram adapt` wrote it"
     return None
 
@@ -226,7 +232,7 @@ def save_model(model: PromptClassifier, folder: Path) -> None:
     try:
         if model.origin_ is not None:  # what was measured is in its files alone
             config = read_config(model.origin_)
-            for name in (*config.get("files", OF_VERSION_1), CONFIG):
+            for name in {*config.get("files", OF_VERSION_1), CONFIG}:
                 if Path(name).name == name and (model.origin_ / name).is_file():
                     shutil.copyfile(model.origin_ / name, work / name)
         else:
@@ -249,7 +255,8 @@ def _write(model: PromptClassifier, work: Path) -> None:
     digests = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(work.iterdir())
     }
-    config = _config(model, weights) | {"files": digests}
+    config = _config(model, weights)
+    config["files"] = digests | {CONFIG: _digest_of(config)}
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (work / CONFIG).write_text(text + "\n", encoding="utf-8")
 

@@ -100,6 +100,15 @@ def test_a_file_that_a_person_changed_stays(fitted, model, name):
     assert snapshot(model) == before
 
 
+def test_a_config_that_a_person_changed_stays(fitted, model):
+    config = json.loads((model / "config.json").read_text())
+    for key, value in (("template", "a sketch of a {}."), ("note", "my own")):
+        (model / "config.json").write_text(json.dumps(config | {key: value}))
+        refused(model, "holds 'config.json', which was changed")
+    (model / "config.json").write_text(json.dumps(config))  # its form alone
+    check_target(model)
+
+
 def test_a_list_of_files_in_a_config_is_no_leave_to_remove_them(fitted, model):
     config = json.loads((model / "config.json").read_text())
     config["files"] |= {"../victim": "0" * 64, "src": "0" * 64}
