@@ -1,4 +1,4 @@
-"""What stages wrote: a run by hand replaces that, and nothing that a person made."""
+"""What stages wrote by hand: another such run replaces that, and nothing that a person made."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ def _content(out: Path) -> str:
 
 
 def note_written(out: Path) -> None:
-    """Notes what a stage wrote to `out`, for `is_written`."""
-    if not os.path.lexists(out):
+    """Notes what a stage wrote to `out`, for `is_written`; not where DVC runs it, which removes
+    former outputs itself and keeps them in its cache.
+    """
+    if not os.path.lexists(out) or os.environ.get("DVC_STAGE"):
         return
     note = _note_of(out)
     note.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,6 @@ def check_replaceable(out: Path) -> None:
     if not os.path.lexists(out) or (is_folder and not any(out.iterdir())) or is_written(out):
         return
     raise InputError(
-        f"{out}: is there already, and is not what a stage wrote; name another place, or remove "
-        "it yourself"
+        f"{out}: is there already, and is not what a stage wrote by hand; name another place, or "
+        "remove it yourself (`dvc repro` does that with its own outputs)"
     )

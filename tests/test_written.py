@@ -149,7 +149,7 @@ def test_what_a_stage_wrote_is_replaced_until_somebody_changes_it(tmp_path):
     out.mkdir()
     check_replaceable(out)  # an empty folder
     (out / "00000.parquet").write_text("rows")
-    with pytest.raises(InputError, match="is there already, and is not what a stage wrote"):
+    with pytest.raises(InputError, match="is there already, and is not what a stage wrote by hand"):
         check_replaceable(out)
     note_written(out)
     check_replaceable(out)
