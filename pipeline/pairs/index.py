@@ -37,8 +37,9 @@ def inspect(picture: bytes) -> tuple[int | None, int | None, str | None]:
     """
     try:
         return *open_picture(picture).size, None
-    except Unreadable as error:
-        return None, None, str(error.__cause__ or error).partition("(")[0].strip()
+    except Unreadable as unreadable:
+        error = unreadable.__cause__ or unreadable  # Pillow's own words
+        return None, None, str(error).partition("(")[0].strip()
 
 
 def failure_reasons(pairs: pl.DataFrame, most: int = 10) -> dict[str, int]:
