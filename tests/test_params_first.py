@@ -19,7 +19,7 @@ def repository(tmp_path_factory):
     """A clone without data, whose lock says what `params` and `code` make of the tree as it is."""
     folder = clone(tmp_path_factory.mktemp("first") / "clone")
     run("dvc", "repro", "code", cwd=folder)
-    run("git", "commit", "--quiet", "-am", "lock", cwd=folder)
+    run("git", "commit", "--quiet", "--allow-empty", "-am", "lock", cwd=folder)
     return folder
 
 
