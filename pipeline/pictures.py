@@ -112,9 +112,8 @@ class Pictures:
 
     @cached_property
     def others(self) -> list[str]:
-        """The files that are none, sorted."""
-        names = set(self.names)
-        return [name for name in self._all if name not in names and not name.endswith("/")]
+        """The files that are no pictures, sorted."""
+        return [n for n in self._all if not n.endswith("/") and not PICTURE.search(n)]
 
     @cached_property
     def passed_over(self) -> dict[str, int]:
@@ -125,10 +124,8 @@ class Pictures:
         return dict(
             Counter(
                 PurePosixPath(name).suffix.lower() or "no ending"
-                for name in self._all
-                if not name.endswith("/")
-                and not PICTURE.search(name)
-                and (_above(name) in holding or OTHER_PICTURE.search(name))
+                for name in self.others
+                if _above(name) in holding or OTHER_PICTURE.search(name)
             ).most_common()
         )
 

@@ -87,6 +87,17 @@ def with_values(target, changes, source=ROOT / "params.yaml"):
     return target
 
 
+def snapshot(folder):
+    """Every path below a folder, itself too, with its bytes or where it leads."""
+    found = {}
+    for path in sorted([folder, *folder.rglob("*")]):
+        if path.is_symlink():
+            found[str(path)] = os.readlink(path)
+        else:
+            found[str(path)] = path.read_bytes() if path.is_file() else None
+    return found
+
+
 def clone(folder):
     """The working tree as it stands, committed or not, in a repository of its own."""
     run("git", "clone", "--quiet", ROOT, folder, cwd=ROOT)

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from conftest import snapshot
 from test_face import BACKBONE, gram, process, save_pictures
 
 from gram import PromptClassifier
@@ -34,17 +35,6 @@ def saved(fitted, tmp_path_factory):
 @pytest.fixture
 def model(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
-
-
-def snapshot(folder):
-    """Every name below a folder, with its bytes or where it leads."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            found[str(path)] = os.readlink(path)
-        else:
-            found[str(path)] = path.read_bytes() if path.is_file() else None
-    return found
 
 
 def a_web_project(folder, config=None):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, snapshot
 from typer.models import OptionInfo
 
 from gram.cli import app
@@ -41,17 +41,6 @@ def a_person_s_folder(folder):
     (folder / "nowhere").symlink_to("gone")
     (folder / "notes.txt").chmod(0o444)
     return folder
-
-
-def snapshot(folder):
-    return {
-        str(path): os.readlink(path)
-        if path.is_symlink()
-        else path.read_bytes()
-        if path.is_file()
-        else None
-        for path in sorted([folder, *folder.rglob("*")])
-    }
 
 
 class Parsed(Exception):
