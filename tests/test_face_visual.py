@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -113,7 +114,8 @@ def test_the_graph_answers_as_the_tuned_prompt_does(prompt, fitted, tmp_path):
 def test_auto_compares_it_on_held_out_pictures(starts, own, tmp_path):
     """One command, its table of methods, and the page's answer through the same tower."""
     out = tmp_path / "m"
-    done = gram("adapt", own, "--out", out, "--backbone", BACKBONE, "--start", starts / "vpt")
+    given = ("--backbone", BACKBONE, "--start", starts / "vpt", "--minutes", 600)
+    done = gram("adapt", own, "--out", out, *given)
     assert done.exit_code == 0, done.output
     rows = json.loads((out / "config.json").read_text())["comparison"]
     assert [row["title"] for row in rows][-1] == "VPT from the meta-learned start, regulated"
@@ -133,6 +135,11 @@ def test_the_page_looks_through_the_tokens(fitted):
         fitted["vpt"].backbone_, [fitted["vpt"].backbone_.test_view(picture(CLASSES["lion"], 77))]
     )
     assert float(plain[0] @ seen) < 0.999
+
+
+def test_a_stall_while_measuring_leaves_no_method_out():
+    delays = iter([0.3, 0.0])
+    assert budget._seconds_of(lambda: time.sleep(next(delays))) < 0.1
 
 
 @pytest.mark.parametrize("prompt", ["vpt", "joint", "coupled"])
